@@ -1,0 +1,1 @@
+"""The protocol: typed records, signatures, trees, bundle, wire messages. Pure, no IO."""

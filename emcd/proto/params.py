@@ -1,0 +1,113 @@
+"""The network's numbers and its clock. Source: DESIGN 2.1 to 2.7.
+
+Invariants: integers only; every duration is seconds or rounds; the devnet profile scales each
+duration by its round length. A bundle names the version it was settled under.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from emcd.types import Epoch, Round
+
+MAINNET_ROUND_S = 7200
+DEVNET_ROUND_S = 15
+MAX_CLOCK_SKEW_MS = 30_000
+
+
+class ModelPrice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Micro-credits per million tokens, and the least that a successful call costs."""
+
+    input_micro_per_mtok: int = 10_000_000_000
+    output_micro_per_mtok: int = 10_000_000_000
+    minimum_micro: int = 10_000
+
+
+class PriceTable(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Prices by model name, with a default; `version` stands in every forward record."""
+
+    version: int = 1
+    default: ModelPrice = ModelPrice()
+    models: tuple[tuple[str, ModelPrice], ...] = ()
+
+    def price_of(self, model: str) -> ModelPrice:
+        return dict(self.models).get(model, self.default)
+
+
+class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """All parameters of one version."""
+
+    genesis_time_s: int
+    version: int = 1
+    round_s: int = MAINNET_ROUND_S
+    epoch_rounds: int = 12
+    challenge_delay_rounds: int = 6
+    void_after_rounds: int = 12
+    carry_rounds: int = 12
+    unbonding_rounds: int = 24
+    day_s: int = 86_400
+    online_window_ms: int = 1_800_000
+    status_interval_ms: int = 60_000
+    close_within_ms: int = 300_000
+    validator_set_size: int = 13
+    minimum_judges: int = 5
+    probes_per_node: int = 2
+    standard_task_micro: int = 200_000_000
+    validator_round_micro: int = 200_000_000
+    router_round_micro: int = 20_000_000
+    compute_minimum_wei: bytes = (3_000 * 10**18).to_bytes(32, "big")
+    router_minimum_wei: bytes = (100_000 * 10**18).to_bytes(32, "big")
+    validator_minimum_wei: bytes = (1_000_000 * 10**18).to_bytes(32, "big")
+    publish_fee_wei: bytes = bytes(32)
+    suspension_rounds: int = 3
+    strike_window_rounds: int = 12
+    beacon_blocks: int = 2
+
+    def round_at(self, at_ms: int) -> Round:
+        """The round of a time; negative before genesis."""
+        return Round((at_ms - self.genesis_time_s * 1000) // (self.round_s * 1000))
+
+    def round_start_ms(self, index: int) -> int:
+        return (self.genesis_time_s + index * self.round_s) * 1000
+
+    def round_end_ms(self, index: int) -> int:
+        return self.round_start_ms(index + 1)
+
+    def grace_end_ms(self, index: int) -> int:
+        """When round `index` closes: its grace is the whole next round."""
+        return self.round_start_ms(index + 2)
+
+    def epoch_of(self, index: int) -> Epoch:
+        return Epoch(index // self.epoch_rounds)
+
+
+def mainnet_params(genesis_time_s: int) -> NetworkParams:
+    """Two-hour rounds. Raises: ValueError when genesis is no multiple of the round."""
+    return _aligned(NetworkParams(genesis_time_s=genesis_time_s))
+
+
+def devnet_params(genesis_time_s: int, round_s: int = DEVNET_ROUND_S) -> NetworkParams:
+    """The same network on a fast clock. Raises: ValueError when genesis is no multiple of the round."""
+    base = NetworkParams(genesis_time_s=genesis_time_s)
+
+    def scaled(duration: int) -> int:
+        return max(1, duration * round_s // MAINNET_ROUND_S)
+
+    return _aligned(
+        msgspec.structs.replace(
+            base,
+            round_s=round_s,
+            challenge_delay_rounds=1,
+            day_s=scaled(base.day_s),
+            online_window_ms=scaled(base.online_window_ms),
+            status_interval_ms=scaled(base.status_interval_ms),
+            close_within_ms=scaled(base.close_within_ms),
+            minimum_judges=4,
+        )
+    )
+
+
+def _aligned(params: NetworkParams) -> NetworkParams:
+    if params.genesis_time_s % params.round_s:
+        raise ValueError(f"genesis time {params.genesis_time_s} is no multiple of {params.round_s} s")
+    return params
