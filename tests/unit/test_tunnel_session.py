@@ -1,0 +1,290 @@
+"""Hub and node sessions against each other, and against peers that break the order."""
+
+from __future__ import annotations
+
+import pytest
+
+from emcd.errors import LocalProtocolError, RecoverableError, RemoteProtocolError
+from emcd.proto.tunnel import (
+    META_BYTES,
+    PIECE_BYTES,
+    WINDOW_BYTES,
+    FrameType,
+    encode_error,
+    encode_frame,
+    split_frames,
+)
+from emcd.proto.tunnel_hub import HubCall, HubSession, HubState
+from emcd.proto.tunnel_node import NodeCall, NodeSession, NodeState
+
+T = FrameType
+
+
+def frame(kind: FrameType, call: int = 1, payload: bytes = b"") -> bytes:
+    return encode_frame(kind, call, payload)
+
+
+def pump(hub: HubSession, node: NodeSession) -> None:
+    """Carry all messages until both are silent."""
+    while (to_node := hub.take_message()) or node.outbox:
+        if to_node:
+            node.receive(to_node)
+        if to_hub := node.take_message():
+            hub.receive(to_hub)
+
+
+def opened(body: bytes = b"body") -> tuple[HubSession, HubCall, NodeSession, NodeCall]:
+    hub, node = HubSession(), NodeSession()
+    call = hub.open(b"meta", body)
+    pump(hub, node)
+    return hub, call, node, node.ready.popleft()
+
+
+def test_call_whole_life_is_seen_on_both_sides() -> None:
+    hub, call, node, incoming = opened()
+    assert (incoming.meta, node.take_body(incoming)) == (b"meta", b"body")
+    node.start(incoming, b"head")
+    assert node.send_piece(incoming, memoryview(b"one")) == 3
+    node.send_piece(incoming, memoryview(b"two"))
+    node.finish(incoming, b"end")
+    woken: list[int] = []
+    call.notify = lambda: woken.append(1)
+    pump(hub, node)
+    assert call.head == b"head"
+    assert [hub.take_chunk(call), hub.take_chunk(call)] == [b"one", b"two"]
+    assert call.end == b"end"
+    assert woken == [1]
+    assert not (hub.calls or node.calls)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, WINDOW_BYTES - 1, WINDOW_BYTES, 10 * WINDOW_BYTES + 7])
+def test_call_body_of_any_size_arrives_whole(size: int) -> None:
+    body = bytes(n % 251 for n in range(size))
+    hub, _, node, incoming = opened(body)
+    assert node.take_body(incoming) == body
+    assert hub.outbox_bytes == 0
+
+
+def test_call_body_waits_for_the_window() -> None:
+    hub = HubSession()
+    hub.open(b"meta", bytes(10 * WINDOW_BYTES))
+    assert hub.outbox_bytes < WINDOW_BYTES + 1000
+
+
+def test_call_data_waits_for_the_reader() -> None:
+    hub, call, node, incoming = opened()
+    node.start(incoming, b"head")
+    data = memoryview(bytes(10 * WINDOW_BYTES))
+    sent = node.send_piece(incoming, data)
+    pump(hub, node)
+    assert 0 < sent < WINDOW_BYTES
+    assert node.send_piece(incoming, data[sent:]) == 0
+    while call.chunks:
+        hub.take_chunk(call)
+    woken: list[int] = []
+    incoming.notify = lambda: woken.append(1)
+    pump(hub, node)
+    assert woken
+    assert node.send_piece(incoming, data[sent:]) > 0
+
+
+def test_call_error_of_the_node_ends_it() -> None:
+    hub, call, node, incoming = opened()
+    node.fail(incoming, "EMC-1601", "no such model")
+    node.fail(incoming, "EMC-1602", "again")
+    pump(hub, node)
+    assert call.error is not None
+    assert (call.error.code, call.error.detail) == ("EMC-1601", "no such model")
+    assert not (hub.calls or node.calls)
+
+
+def test_call_cancelled_is_confirmed_by_the_node() -> None:
+    hub, call, node, incoming = opened()
+    woken: list[int] = []
+    incoming.notify = lambda: woken.append(1)
+    hub.cancel(call)
+    hub.cancel(call)
+    assert hub.calls
+    pump(hub, node)
+    assert incoming.cancelled
+    assert woken == [1]
+    assert not (hub.calls or node.calls)
+    node.start(incoming, b"late")
+    assert node.send_piece(incoming, memoryview(b"late")) == 4
+    node.finish(incoming, b"late")
+    assert node.outbox_bytes == 0
+
+
+def test_call_cancelled_while_its_answer_is_under_way_is_thrown_away() -> None:
+    hub, call, node, incoming = opened()
+    node.start(incoming, b"head")
+    node.send_piece(incoming, memoryview(b"data"))
+    node.finish(incoming, b"end")
+    hub.cancel(call)
+    pump(hub, node)
+    assert not call.chunks
+    assert call.end is None
+    assert not (hub.calls or node.calls)
+
+
+def test_call_ended_early_lets_late_body_frames_pass() -> None:
+    hub, node = HubSession(), NodeSession(body_bytes=1000)
+    call = hub.open(b"meta", bytes(5 * WINDOW_BYTES))
+    pump(hub, node)
+    assert call.error is not None
+    assert call.error.code == "EMC-1428"
+    assert not (hub.calls or node.calls)
+
+
+def test_node_bodies_over_their_common_bound_are_refused() -> None:
+    hub, node = HubSession(), NodeSession(bodies_bytes=100_000)
+    one, two = hub.open(b"", bytes(60_000)), hub.open(b"", bytes(60_000))
+    pump(hub, node)
+    assert one.error is None
+    assert two.error is not None
+    assert two.error.code == "EMC-1424"
+    node.fail(node.ready.popleft(), "EMC-1427", "")
+    three = hub.open(b"", bytes(60_000))
+    pump(hub, node)
+    assert three.error is None
+
+
+def test_node_calls_over_the_bound_are_refused() -> None:
+    hub, node = HubSession(), NodeSession(max_calls=1)
+    hub.open(b"", b"")
+    two = hub.open(b"", b"")
+    pump(hub, node)
+    assert two.error is not None
+    assert two.error.code == "EMC-1424"
+
+
+def test_hub_calls_over_the_bound_are_not_opened() -> None:
+    hub = HubSession(max_calls=1)
+    hub.open(b"", b"")
+    with pytest.raises(RecoverableError, match="EMC-1424"):
+        hub.open(b"", b"")
+
+
+def test_hub_meta_over_its_bound_leaves_no_call() -> None:
+    hub = HubSession()
+    with pytest.raises(LocalProtocolError, match="EMC-1423"):
+        hub.open(bytes(META_BYTES + 1), b"")
+    assert hub.calls == {}
+    assert hub.open(b"", b"").number == 1
+
+
+def test_leaving_hub_opens_no_call() -> None:
+    hub = HubSession()
+    hub.leave()
+    with pytest.raises(RecoverableError, match="EMC-1425"):
+        hub.open(b"", b"")
+
+
+def test_leaving_node_refuses_what_crosses_and_finishes_what_it_has() -> None:
+    hub, call, node, incoming = opened()
+    node.leave()
+    late = hub.open(b"", b"")
+    node.receive(hub.take_message())
+    node.start(incoming, b"head")
+    node.finish(incoming, b"end")
+    pump(hub, node)
+    assert late.error is not None
+    assert late.error.code == "EMC-1425"
+    assert call.end == b"end"
+    with pytest.raises(RecoverableError, match="EMC-1425"):
+        hub.open(b"", b"")
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [frame(T.DATA)],
+        [frame(T.END)],
+        [frame(T.HEAD), frame(T.HEAD)],
+        [frame(T.OPEN)],
+        [frame(T.BODY)],
+        [frame(T.BODY_END)],
+        [frame(T.CANCEL)],
+        [frame(T.HEAD, 2)],
+        [frame(T.WINDOW, 2, b"\0\0\0\1")],
+        [frame(T.HEAD), frame(T.END), frame(T.DATA)],
+        [frame(T.HEAD), frame(T.END), frame(T.END)],
+        [encode_error(1, "EMC-1601", ""), frame(T.HEAD)],
+        [encode_error(1, "EMC-1601", ""), encode_error(1, "EMC-1601", "")],
+    ],
+)
+def test_hub_frames_out_of_order_end_the_session(frames: list[bytes]) -> None:
+    hub = HubSession()
+    hub.open(b"", b"")
+    with pytest.raises(RemoteProtocolError, match="EMC-1421"):
+        hub.receive(b"".join(frames))
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [frame(T.OPEN, 2)],
+        [frame(T.OPEN), frame(T.OPEN)],
+        [frame(T.OPEN), frame(T.OPEN, 3)],
+        [frame(T.BODY)],
+        [frame(T.BODY_END)],
+        [frame(T.CANCEL)],
+        [frame(T.OPEN), frame(T.BODY_END), frame(T.BODY)],
+        [frame(T.OPEN), frame(T.BODY_END), frame(T.BODY_END)],
+        [frame(T.OPEN), frame(T.HEAD)],
+        [frame(T.OPEN), frame(T.DATA)],
+        [frame(T.OPEN), frame(T.END)],
+        [frame(T.OPEN), encode_error(1, "EMC-1601", "")],
+        [frame(T.OPEN), frame(T.CANCEL), frame(T.HEAD)],
+    ],
+)
+def test_node_frames_out_of_order_end_the_session(frames: list[bytes]) -> None:
+    node = NodeSession()
+    with pytest.raises(RemoteProtocolError, match="EMC-1421"):
+        node.receive(b"".join(frames))
+
+
+def test_hub_data_over_the_window_ends_the_session() -> None:
+    hub = HubSession()
+    hub.open(b"", b"")
+    hub.receive(frame(T.HEAD))
+    with pytest.raises(RemoteProtocolError, match="EMC-1422"):
+        hub.receive(frame(T.DATA, 1, bytes(PIECE_BYTES)) * 5)
+
+
+def test_hub_data_over_the_window_of_a_cancelled_call_ends_the_session() -> None:
+    hub = HubSession()
+    hub.cancel(hub.open(b"", b""))
+    with pytest.raises(RemoteProtocolError, match="EMC-1422"):
+        hub.receive(frame(T.DATA, 1, bytes(PIECE_BYTES)) * 5)
+
+
+def test_node_body_is_gathered_only_as_credit_is_given() -> None:
+    node = NodeSession()
+    node.receive(frame(T.OPEN))
+    for _ in range(3):
+        node.receive(frame(T.BODY, 1, bytes(PIECE_BYTES)))
+    credit = [payload for kind, _, payload in split_frames(node.take_message()) if kind == T.WINDOW]
+    assert credit
+
+
+def test_node_answer_out_of_order_is_our_fault() -> None:
+    _, _, node, incoming = opened()
+    with pytest.raises(LocalProtocolError, match="EMC-1421"):
+        node.send_piece(incoming, memoryview(b"x"))
+    with pytest.raises(LocalProtocolError, match="EMC-1421"):
+        node.finish(incoming, b"")
+    node.start(incoming, b"")
+    with pytest.raises(LocalProtocolError, match="EMC-1421"):
+        node.start(incoming, b"")
+    assert incoming.state is NodeState.STREAMING
+
+
+def test_hub_cancel_after_the_end_says_nothing() -> None:
+    hub, call, node, incoming = opened()
+    node.start(incoming, b"")
+    node.finish(incoming, b"")
+    pump(hub, node)
+    hub.cancel(call)
+    assert call.state is HubState.ENDED
+    assert hub.outbox_bytes == 0
