@@ -1,0 +1,1 @@
+"""Models: the embedded one in onnxruntime, and clients of external engines."""

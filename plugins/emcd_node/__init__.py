@@ -1,0 +1,1 @@
+"""The compute node: serves AI models to a hub over a tunnel that it dials, and signs what it did."""

@@ -1,0 +1,113 @@
+"""What an operator sets for a node: its key, its hub, the models it serves.
+
+Pure. Invariants: a hub is reached in clear only on this machine; a model that is quantised and
+sold as the full one needs a switch that names it a cheat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from emcd.config import Fault, KeyFile, setting
+from emcd.errors import ConfigError
+from emcd.inference.engine import require_engine_url
+from emcd.inference.minilm import MINILM_NAME
+from emcd.net.url_guard import is_loopback, parse_target
+from emcd.types import Address
+
+BAD_HUB_URL = "EMC-2011"
+BAD_MODELS = "EMC-2012"
+CHEAT = "EMC-2010"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One `[[role.model]]`."""
+
+    kind: Literal["embedded", "engine"] = setting(
+        doc="embedded: runs in the daemon; engine: an OpenAI-style server"
+    )
+    name: str = setting(minimum=1, maximum=256, doc="the name that users ask for")
+    threads: int = setting(1, minimum=0, maximum=256, doc="embedded: cores that one run uses; 0: all")
+    parallel_runs: int = setting(1, minimum=1, maximum=64, doc="embedded: runs at the same time")
+    # A demonstration of a cheat: the cheap model is served and paid as the full one, until validators
+    # recompute its vectors. Refused unless the role sets allow_cheating_demo.
+    serve_quantised: Literal["none", "int8"] = setting(
+        "none", doc="devnet only: serve this under the full model's name"
+    )
+    url: str = setting("", doc="engine: base URL, such as http://127.0.0.1:8000/v1")
+    api_key_env: str = setting("", doc="engine: environment variable with its API key")
+    api_key_file: Path | None = setting(None, doc="engine: file with its API key")
+    head_timeout_s: float = setting(300.0, minimum=0.1, maximum=3600, doc="engine: until it begins to answer")
+    idle_timeout_s: float = setting(
+        60.0, minimum=0.1, maximum=3600, doc="engine: longest silence within an answer"
+    )
+
+    def check(self) -> list[Fault]:
+        faults = self._check_embedded() if self.kind == "embedded" else self._check_engine()
+        return [Fault(field, message, BAD_MODELS) for field, message in faults]
+
+    def _check_embedded(self) -> Iterator[tuple[str, str]]:
+        if self.name != MINILM_NAME:
+            yield "name", f"the embedded model is {MINILM_NAME!r}; others are served through an engine"
+        for field in ("url", "api_key_env", "api_key_file"):
+            if getattr(self, field):
+                yield field, 'belongs to kind = "engine"'
+
+    def _check_engine(self) -> Iterator[tuple[str, str]]:
+        try:
+            require_engine_url(self.url)
+        except ConfigError as exc:
+            yield "url", exc.detail
+        if self.api_key_env and self.api_key_file is not None:
+            yield "", "give api_key_env or api_key_file, not both"
+        if self.serve_quantised != "none":
+            yield "serve_quantised", 'belongs to kind = "embedded"'
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """`[[role]] kind = "node"`."""
+
+    key: KeyFile = setting(doc="the node's own key, bound to your wallet by `emcd node register`")
+    hub_address: Address = setting(doc="the hub's address: nothing else is spoken to")
+    hub_url: str = setting("ws://127.0.0.1:8421", doc="where the hub takes nodes; wss:// off this machine")
+    hub_ca_file: Path | None = setting(None, doc="certificates to trust for the hub instead of the machine's")
+    model: tuple[ModelConfig, ...] = setting(
+        (ModelConfig("embedded", MINILM_NAME),), minimum=1, maximum=64, doc="the models served"
+    )
+    max_parallel_calls: int = setting(
+        32, minimum=1, maximum=1024, doc="calls at the same time; more are refused"
+    )
+    call_timeout_s: float = setting(900.0, minimum=1, maximum=86400, doc="a call that takes longer fails")
+    models_dir: Path = setting(Path("models"), doc="where built models are kept")
+    reconnect_max_s: float = setting(30.0, minimum=0.1, maximum=600, doc="longest pause between dials")
+    allow_cheating_demo: bool = setting(False, doc="devnet only: lets serve_quantised stand")
+
+    def check(self) -> list[Fault]:
+        faults = self._check_hub_url()
+        names = [model.name for model in self.model]
+        faults += [
+            Fault(f"model[{index}].name", f"{name!r} stands twice", BAD_MODELS)
+            for index, name in enumerate(names)
+            if name in names[:index]
+        ]
+        if not self.allow_cheating_demo:
+            faults += [
+                Fault(f"model[{index}].serve_quantised", "needs allow_cheating_demo = true", CHEAT)
+                for index, model in enumerate(self.model)
+                if model.serve_quantised != "none"
+            ]
+        return faults
+
+    def _check_hub_url(self) -> list[Fault]:
+        try:
+            target = parse_target(self.hub_url, ("ws", "wss"))
+        except ConfigError as exc:
+            return [Fault("hub_url", exc.detail, BAD_HUB_URL)]
+        if not target.tls and not is_loopback(target.host):
+            return [Fault("hub_url", f"{target.host} is another machine: use wss://", BAD_HUB_URL)]
+        return []

@@ -1,0 +1,160 @@
+"""A model behind an external engine: relayed, not looked into but for its usage.
+
+Owns one engine's health and the relay. Invariants: bytes of an answer and of a stream pass
+unchanged; what reaches the hub as a stream has ended properly, or the call fails; an engine's
+refusal of the operator (401, 403, 404, 429) is the node's fault, never the client's; where the
+engine stands is told to the operator alone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import trio
+
+from emcd.accounting.usage import StreamUsage, Usage, read_usage
+from emcd.errors import RecoverableError
+from emcd.inference.engine import Engine, EngineAnswer
+from emcd.inference.manifest import EngineManifest
+from emcd.log import get_logger
+from emcd_node.served_model import CallRequest, Refused, Reply, unavailable
+
+PROBE_INTERVAL_S = 10.0
+_RELAYED_REFUSALS = frozenset((400, 413, 422))
+_AWAY, _LATE = "EMC-1301", "EMC-1302"
+_ENGINE_FAULTS = frozenset(f"EMC-13{number:02d}" for number in range(1, 9))
+_END_MARK = b"data: [DONE]"
+_TAIL_BYTES = 64
+_NO_USAGE = Usage(0, 0)
+
+
+class EngineModel:
+    """One model of one engine."""
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.manifest = EngineManifest(name=name)
+        self._engine = engine
+        self._log = get_logger(role="node")
+        self._complaint = f"{name}: the engine was not asked yet"
+
+    def is_available(self) -> bool:
+        return not self._complaint
+
+    def complaint(self) -> str:
+        return self._complaint
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ask the engine again and again whether it serves the model."""
+        await self.probe()
+        task_status.started()
+        while True:
+            await trio.sleep(PROBE_INTERVAL_S)
+            await self.probe()
+
+    async def probe(self) -> None:
+        """Bring `is_available` up to date."""
+        name = self.manifest.name
+        try:
+            served = await self._engine.list_models()
+        except RecoverableError as exc:
+            self._complaint = f"{name}: {exc}"
+        else:
+            others = ", ".join(sorted(served)[:5])
+            self._complaint = (
+                "" if name in served else f"{name}: {self._engine.url} serves only {others or 'nothing'}"
+            )
+
+    async def answer(self, request: CallRequest, reply: Reply) -> Usage | Refused:
+        """Relay one call.
+
+        Raises: RecoverableError when the engine or its stream breaks after the head.
+        Cancellation: the connection to the engine is closed, which stops its work.
+        """
+        if self._complaint:
+            return unavailable("EMC-2007", f"the engine of {self.manifest.name} is away")
+        head_sent = False
+        try:
+            async with self._engine.open_call(request.endpoint, request.body) as answer:
+                refusal = await _check_head(answer, request.stream)
+                if refusal is not None:
+                    return refusal
+                if not request.stream:
+                    return await _relay_whole(answer, reply)
+                head_sent = True
+                return await _relay_stream(answer, reply)
+        except RecoverableError as exc:
+            name = self.manifest.name
+            if exc.code not in _ENGINE_FAULTS:
+                raise
+            self._log.warning("node.engine_failed", model=name, code=exc.code, detail=exc.detail)
+            if head_sent:
+                raise RecoverableError("EMC-2007", f"the engine's stream broke ({exc.code})") from exc
+            if exc.code == _AWAY:
+                self._complaint = f"{name}: {exc}"  # until the next probe
+            return _bad_gateway(f"the engine failed ({exc.code})", 504 if exc.code == _LATE else 502)
+
+
+async def _check_head(answer: EngineAnswer, stream: bool) -> Refused | None:
+    kind = answer.content_type.partition(";")[0].strip().lower()
+    if answer.status == 200:
+        expected = "text/event-stream" if stream else "application/json"
+        if kind == expected:
+            return None
+        return _bad_gateway(f"the engine answers {kind or 'nothing'} instead of {expected}")
+    if answer.status in _RELAYED_REFUSALS:
+        return _client_error(answer.status, await answer.read())
+    return _bad_gateway(f"the engine answers {answer.status}", 503 if answer.status in (429, 503) else 502)
+
+
+def _bad_gateway(message: str, status: int = 502) -> Refused:
+    return unavailable("EMC-2007", message, status)
+
+
+async def _relay_whole(answer: EngineAnswer, reply: Reply) -> Usage | Refused:
+    body = await answer.read()
+    usage = read_usage(body)
+    if usage is None and not _is_object(body):
+        return _bad_gateway("the engine's answer is not a JSON object")
+    await reply.start(200, "application/json")
+    await reply.send(body)
+    return usage or _NO_USAGE
+
+
+def _is_object(body: bytes) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(body), dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+async def _relay_stream(answer: EngineAnswer, reply: Reply) -> Usage:
+    usage, tail = StreamUsage(), b""
+    await reply.start(200, "text/event-stream")
+    async for piece in answer.pieces:
+        usage.feed(piece)
+        tail = (tail + piece)[-_TAIL_BYTES:]
+        await reply.send(piece)
+    if not tail.rstrip().endswith(_END_MARK):
+        raise RecoverableError("EMC-2007", "the engine's stream stopped without its end mark")
+    return usage.usage or _NO_USAGE
+
+
+class _ErrorFields(msgspec.Struct, frozen=True):
+    message: str = ""
+    type: str = "invalid_request_error"
+    param: str | None = None
+
+
+class _EngineError(msgspec.Struct, frozen=True):
+    error: _ErrorFields | None = None
+    message: str = ""
+
+
+def _client_error(status: int, body: bytes) -> Refused:
+    """The engine's complaint about the request, in OpenAI's shape whatever its own."""
+    try:
+        told = msgspec.json.decode(body, type=_EngineError)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        told = _EngineError()
+    fields = told.error or _ErrorFields(told.message)
+    message = fields.message or told.message or "the engine refuses the request"
+    return Refused(status, "EMC-2005", message[:2000], fields.type, None, fields.param)
