@@ -1,0 +1,167 @@
+"""The way from a binding to the money, for one node in one round or one call: where does it break?
+
+Reads a bundle that passed its audit, and what the chain says; decides nothing anew. Source: P10.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emcd.accounting.call_rule import CallStanding, check_standing
+from emcd.accounting.eligibility import Reason, minimum_stake_wei
+from emcd.money import format_credits_floor, format_token_floor
+from emcd.proto.bundle import Bundle, CallEntry, ResultEntry, SnapshotEntry
+from emcd.proto.messages import Verdict
+from emcd.proto.records import CallStatus, format_call_id
+from emcd.types import Address
+
+STEPS = ("bound", "staked", "online", "routed", "served", "metered", "settled", "published", "claimed")
+
+
+@dataclass(frozen=True)
+class PathStep:
+    """One step: `evidence` is the number or record that shows it."""
+
+    name: str
+    is_done: bool
+    evidence: str
+
+
+@dataclass(frozen=True)
+class ChainFacts:
+    """What the distributor says: the newest published and active round (-1 for none), wei claimed."""
+
+    published_round: int
+    active_round: int
+    claimed_wei: int
+
+
+def trace_node(bundle: Bundle, node: Address, chain: ChainFacts) -> list[PathStep]:
+    """Every step up to and including the first that is broken."""
+    entry = next((item for item in bundle.participants if item.node == node), None)
+    result = next((item for item in bundle.results if item.node == node), None)
+    steps = [_bound(bundle, entry)]
+    if entry is not None:
+        calls = [call for call in bundle.calls if call.forward.node == node]
+        steps += [
+            _staked(bundle, entry),
+            _online(bundle, node),
+            _routed(calls),
+            _served(calls),
+            _metered(result),
+            _settled(bundle, node, result),
+            *_on_chain(bundle, entry, chain),
+        ]
+    broken = next((index for index, step in enumerate(steps) if not step.is_done), len(steps) - 1)
+    return steps[: broken + 1]
+
+
+def trace_call(bundle: Bundle, call_id: bytes, chain: ChainFacts) -> list[PathStep]:
+    """The same for one call of the bundle; a call's own fault comes before its node's.
+
+    Raises: KeyError when the bundle does not hold it.
+    """
+    call = next((item for item in bundle.calls if item.forward.call_id == call_id), None)
+    if call is None:
+        raise KeyError(format_call_id(call_id))
+    own = [PathStep("routed", True, f"to {call.forward.node}"), _served([call]), _call_metered(call)]
+    broken = next((index for index, step in enumerate(own) if not step.is_done), None)
+    if broken is not None:
+        return own[: broken + 1]
+    node_steps = {step.name: step for step in trace_node(bundle, call.forward.node, chain)}
+    merged = {**node_steps, **{step.name: step for step in own}}
+    return [merged[name] for name in STEPS if name in merged]
+
+
+def _bound(bundle: Bundle, entry: SnapshotEntry | None) -> PathStep:
+    block = bundle.header.snapshot_block
+    if entry is None:
+        return PathStep("bound", False, f"no binding at the round's snapshot, block {block}")
+    return PathStep("bound", True, f"to wallet {entry.wallet} at block {block}")
+
+
+def _staked(bundle: Bundle, entry: SnapshotEntry) -> PathStep:
+    needed = minimum_stake_wei(bundle.header.params, entry.role)
+    held = f"{_token(entry.stake_wei)} EMC for {entry.lock_days} days, {_token(needed)} needed"
+    if entry.suspended_until_round > bundle.header.round:
+        return PathStep("staked", False, f"suspended until round {entry.suspended_until_round}; {held}")
+    return PathStep("staked", entry.stake_wei >= needed, held)
+
+
+def _online(bundle: Bundle, node: Address) -> PathStep:
+    status = next((item.status for item in bundle.statuses if item.status.node == node), None)
+    if status is None:
+        return PathStep("online", False, "no signed status of it in the round")
+    return PathStep(
+        "online", True, f"status {status.sequence}, {len(status.models)} models, emcd {status.version}"
+    )
+
+
+def _routed(calls: list[CallEntry]) -> PathStep:
+    return PathStep("routed", bool(calls), f"{len(calls)} calls forwarded to it")
+
+
+def _served(calls: list[CallEntry]) -> PathStep:
+    good = [c for c in calls if CallStatus(c.delivery.status).is_success and c.receipt is not None]
+    if good:
+        return PathStep("served", True, f"{len(good)} of {len(calls)} calls answered and receipted")
+    statuses = sorted({CallStatus(call.delivery.status).name for call in calls})
+    return PathStep("served", False, f"no call succeeded: {', '.join(statuses)}")
+
+
+def _metered(result: ResultEntry | None) -> PathStep:
+    credits_micro = 0 if result is None else result.credits_micro
+    shown = f"{format_credits_floor(credits_micro)} credits that weigh (vault-paid calls and passed probes)"
+    return PathStep("metered", credits_micro > 0, shown)
+
+
+def _call_metered(call: CallEntry) -> PathStep:
+    is_proven = None not in (call.forward_ref, call.receipt_ref, call.delivery_ref)
+    standing = check_standing(call.forward, call.receipt, call.delivery, is_proven=is_proven)
+    if standing is not CallStanding.COUNTS:
+        return PathStep("metered", False, f"the call does not count: {standing.value}")
+    paid = f"{format_credits_floor(call.delivery.vault_micro, 6)} of "
+    paid += f"{format_credits_floor(call.delivery.credits_micro, 6)} credits were bought in the vault"
+    return PathStep("metered", call.delivery.vault_micro > 0, paid)
+
+
+def _settled(bundle: Bundle, node: Address, result: ResultEntry | None) -> PathStep:
+    reason = Reason.UNBOUND if result is None else Reason(result.reason)
+    if reason is Reason.VERDICT:
+        return PathStep("settled", False, f"a verdict stands against it: {_strikes(bundle, node)}")
+    if reason is not Reason.ELIGIBLE or result is None:
+        return PathStep("settled", False, f"not eligible: {reason.value}")
+    reward_wei = int.from_bytes(result.reward_wei, "big")
+    return PathStep("settled", reward_wei > 0, f"{format_token_floor(reward_wei)} EMC in the bundle")
+
+
+def _strikes(bundle: Bundle, node: Address) -> str:
+    found = [
+        f"{Verdict(probe.verdict).name} by {entry.reveal.validator}, "
+        f"statistic {probe.statistic_e12 / 1e12:.1e}, {format_call_id(probe.call_id)}"
+        for entry in bundle.reveals
+        for probe in entry.probes
+        if probe.node == node and Verdict(probe.verdict).is_strike
+    ]
+    return "; ".join(found)
+
+
+def _on_chain(bundle: Bundle, entry: SnapshotEntry, chain: ChainFacts) -> list[PathStep]:
+    number = bundle.header.round
+    published = PathStep(
+        "published",
+        chain.published_round >= number,
+        f"newest round on chain: {_round(chain.published_round)}",
+    )
+    is_active = chain.active_round >= number
+    claimed = f"{format_token_floor(chain.claimed_wei)} EMC claimed by {entry.wallet} so far; "
+    claimed += "the root is active" if is_active else "the challenge delay still runs"
+    return [published, PathStep("claimed", is_active and chain.claimed_wei > 0, claimed)]
+
+
+def _round(index: int) -> str:
+    return "none" if index < 0 else str(index)
+
+
+def _token(amount: bytes) -> str:
+    return format_token_floor(int.from_bytes(amount, "big"), 0)

@@ -1,0 +1,1 @@
+"""The devnet: the whole network on one machine, prepared, started, watched and stopped."""
