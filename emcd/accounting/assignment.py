@@ -1,0 +1,117 @@
+"""Who probes whom, when, with what: drawn by the beacon, the same for everybody.
+
+Source: DESIGN 2.6, VERIFICATION 5.4. Each draw is keccak of a label and its inputs, taken modulo
+the bound: the bias is below 2**-128 for any stake. Invariant: the slots of a node have different
+validators while there are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from emcd.proto.address import address_bytes
+from emcd.proto.bundle import SnapshotEntry
+from emcd.proto.hashing import keccak
+from emcd.proto.params import NetworkParams
+from emcd.types import Address, ParticipantRole
+
+WINDOW_START_PERCENT = 20
+WINDOW_END_PERCENT = 85
+
+
+@dataclass(frozen=True)
+class ProbeAssignment:
+    """Validator `validator` probes node `node` at `at_ms`, as its probe number `slot` of the round."""
+
+    validator: Address
+    node: Address
+    slot: int
+    at_ms: int
+
+
+def probed_nodes(participants: Iterable[SnapshotEntry], params: NetworkParams) -> tuple[Address, ...]:
+    """The nodes that are probed: compute nodes with the minimum stake at the snapshot."""
+    return tuple(
+        entry.node
+        for entry in participants
+        if entry.role == ParticipantRole.COMPUTE and entry.stake_wei >= params.compute_minimum_wei
+    )
+
+
+def assign_probes(
+    beacon_hash: bytes,
+    index: int,
+    nodes: Iterable[Address],
+    validators: Iterable[tuple[Address, int]],
+    params: NetworkParams,
+) -> tuple[ProbeAssignment, ...]:
+    """The probes of round `index`, sorted by node and slot.
+
+    Args: `validators` are the epoch's frozen set with their power. A node gets fewer probes than
+    `probes_per_node` when the set is smaller than that.
+    """
+    pool = sorted(
+        ((node, power) for node, power in validators if power > 0), key=lambda item: address_bytes(item[0])
+    )
+    probes: list[ProbeAssignment] = []
+    for node in sorted(set(nodes), key=address_bytes):
+        probers = _draw_probers(beacon_hash, index, node, pool, params.probes_per_node)
+        for slot, validator in enumerate(probers):
+            probes.append(
+                ProbeAssignment(validator, node, slot, _draw_time_ms(beacon_hash, index, node, slot, params))
+            )
+    return tuple(probes)
+
+
+def draw_value(seed: bytes, beacon_hash: bytes, node: Address, slot: int, label: str, bound: int) -> int:
+    """A parameter of a probe, 0 <= x < bound: neither validator, hub nor node chose it.
+
+    Raises: ValueError when bound is not positive.
+    """
+    return _draw(
+        b"probe:" + label.encode(), seed, beacon_hash, address_bytes(node), bytes([slot]), bound=bound
+    )
+
+
+def draw_leaf(seed: bytes, beacon_hash: bytes, node: Address, slot: int, leaf_count: int) -> int:
+    """Which leaf of the validator's corpus the probe asks."""
+    return draw_value(seed, beacon_hash, node, slot, "leaf", leaf_count)
+
+
+def _draw_probers(
+    beacon_hash: bytes, index: int, node: Address, pool: Sequence[tuple[Address, int]], slots: int
+) -> list[Address]:
+    rest = list(pool)
+    chosen: list[Address] = []
+    for slot in range(min(slots, len(rest))):
+        ticket = _draw_of_round(b"prober", beacon_hash, index, node, slot, sum(power for _, power in rest))
+        for position, (validator, power) in enumerate(rest):  # noqa: B007
+            if ticket < power:
+                break
+            ticket -= power
+        chosen.append(validator)
+        del rest[position]
+    return chosen
+
+
+def _draw_time_ms(beacon_hash: bytes, index: int, node: Address, slot: int, params: NetworkParams) -> int:
+    round_ms = params.round_s * 1000
+    first = round_ms * WINDOW_START_PERCENT // 100
+    width = max(1, round_ms * WINDOW_END_PERCENT // 100 - first)
+    return (
+        params.round_start_ms(index) + first + _draw_of_round(b"time", beacon_hash, index, node, slot, width)
+    )
+
+
+def _draw_of_round(label: bytes, beacon_hash: bytes, index: int, node: Address, slot: int, bound: int) -> int:
+    return _draw(
+        label, beacon_hash, index.to_bytes(8, "big"), address_bytes(node), bytes([slot]), bound=bound
+    )
+
+
+def _draw(label: bytes, *parts: bytes, bound: int) -> int:
+    if bound <= 0:
+        raise ValueError("a draw needs something to draw from")
+    tag = keccak(b"emcd:" + label)
+    return int.from_bytes(keccak(tag + b"".join(parts)), "big") % bound

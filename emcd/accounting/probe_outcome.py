@@ -1,0 +1,122 @@
+"""What the revealed probes of a round come to: who did its part, what nodes passed, which strikes stand.
+
+A verdict on an answer needs the answer: it is backed by a call of the bundle with its node, its
+request and its response; an ERROR needs the call alone, or none. One call backs one probe, that
+whose planned time is nearest to the call's start, so that copying another's probe gains nothing.
+Source: DESIGN 2.4 and 2.6, VERIFICATION 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+
+from emcd.accounting.evidence_rule import NO_CALL
+from emcd.accounting.suspension import Strike
+from emcd.accounting.tally import ProbedCall
+from emcd.accounting.terms import RoundTerms
+from emcd.proto.address import address_bytes
+from emcd.proto.bundle import ProbeResult, RevealEntry, VoteEntry
+from emcd.proto.messages import Verdict
+from emcd.types import Address
+
+
+@dataclass(frozen=True)
+class Accusation:
+    """A backed FAIL or GROSS of a prober."""
+
+    prober: Address
+    node: Address
+    call_id: bytes
+    receipt_hash: bytes
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class ProbeOutcome:
+    """Counts of the round: probes planned and done by validator, passed by node."""
+
+    planned: Counter[Address]
+    done: Counter[Address]
+    passed: Counter[Address]
+    accusations: tuple[Accusation, ...]
+
+    @property
+    def struck(self) -> dict[bytes, bytes]:
+        """The receipt hash of every accused call, by call id: what may be voted on."""
+        return {item.call_id: item.receipt_hash for item in self.accusations}
+
+
+def compute_probe_outcome(
+    terms: RoundTerms,
+    reveals: Iterable[RevealEntry],
+    calls: Mapping[bytes, ProbedCall],
+    online: Set[Address],
+) -> ProbeOutcome:
+    """Args: `calls` those that the reveals name (`CallTally.probed`), `online` nodes with a status."""
+    probes = [(entry.reveal.validator, probe) for entry in reveals for probe in entry.probes]
+    backed = _backed(terms, [probe for _, probe in probes], calls)
+    done: Counter[Address] = Counter()
+    passed: Counter[Address] = Counter()
+    accusations = []
+    for validator, probe in probes:
+        verdict = Verdict(probe.verdict)
+        is_backed = (probe.node, probe.slot) in backed
+        done[validator] += _is_done(verdict, probe, is_backed=is_backed, is_online=probe.node in online)
+        if not is_backed:
+            continue
+        call = calls[probe.call_id]
+        passed[probe.node] += verdict is Verdict.PASS and call.counts
+        if verdict.is_strike:
+            accusations.append(Accusation(validator, probe.node, probe.call_id, call.receipt_hash, verdict))
+    planned = Counter(assignment.validator for assignment in terms.assignments.values())
+    return ProbeOutcome(planned, +done, +passed, tuple(sorted(accusations, key=lambda item: item.call_id)))
+
+
+def list_standing_strikes(
+    terms: RoundTerms, outcome: ProbeOutcome, votes: Iterable[VoteEntry]
+) -> tuple[Strike, ...]:
+    """The accusations that more than 2/3 of the frozen power confirm; the prober's word is its vote."""
+    cast: dict[bytes, dict[Address, Verdict]] = {}
+    for entry in votes:
+        cast.setdefault(entry.vote.call_id, {})[entry.vote.validator] = Verdict(entry.vote.verdict)
+    strikes = []
+    for item in outcome.accusations:
+        ballots = {**cast.get(item.call_id, {}), item.prober: item.verdict}
+        gross = sum(terms.powers[voter] for voter, verdict in ballots.items() if verdict is Verdict.GROSS)
+        strike = sum(terms.powers[voter] for voter, verdict in ballots.items() if verdict.is_strike)
+        if terms.is_quorum(gross):
+            strikes.append(Strike(item.node, item.call_id, Verdict.GROSS))
+        elif terms.is_quorum(strike):
+            strikes.append(Strike(item.node, item.call_id, Verdict.FAIL))
+    return tuple(strikes)
+
+
+def _backed(
+    terms: RoundTerms, probes: Iterable[ProbeResult], calls: Mapping[bytes, ProbedCall]
+) -> set[tuple[Address, int]]:
+    nearest: dict[bytes, tuple[int, bytes, int, Address]] = {}
+    for probe in probes:
+        call = calls.get(probe.call_id)
+        if call is None or not _matches(probe, call):
+            continue
+        away = abs(terms.assignments[probe.node, probe.slot].at_ms - call.started_at_ms)
+        claim = (away, address_bytes(probe.node), probe.slot, probe.node)
+        if probe.call_id not in nearest or claim < nearest[probe.call_id]:
+            nearest[probe.call_id] = claim
+    return {(node, slot) for _, _, slot, node in nearest.values()}
+
+
+def _matches(probe: ProbeResult, call: ProbedCall) -> bool:
+    if probe.node != call.node or probe.request_hash != call.request_hash:
+        return False
+    return probe.verdict == Verdict.ERROR or (call.is_proven and probe.response_hash == call.response_hash)
+
+
+def _is_done(verdict: Verdict, probe: ProbeResult, *, is_backed: bool, is_online: bool) -> bool:
+    if verdict is Verdict.OFFLINE:
+        return not is_online
+    if verdict is Verdict.ERROR:
+        return is_backed or probe.call_id == NO_CALL
+    return is_backed

@@ -1,0 +1,141 @@
+"""A round's results, issue, totals and root, from its evidence. Source: DESIGN 2.2, 2.4, 2.5.
+
+Both who closes a round and who audits it end here. Invariants: the rewards sum to the issue;
+no wallet's total falls; the same evidence gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from emcd.accounting.credits import compute_node_credits_floor, router_credits_floor, validator_credits_floor
+from emcd.accounting.eligibility import Deeds, Reason, check_eligibility
+from emcd.accounting.emission import issue_wei
+from emcd.accounting.probe_outcome import ProbeOutcome, list_standing_strikes
+from emcd.accounting.reward_tree import compute_reward_root
+from emcd.accounting.settlement import split_rewards
+from emcd.accounting.suspension import Strike
+from emcd.accounting.tally import CallTally, NodeTally
+from emcd.accounting.terms import RoundTerms
+from emcd.accounting.weights import encode_weight, reward_weight
+from emcd.money import encode_wei
+from emcd.proto.address import address_bytes
+from emcd.proto.bundle import ResultEntry, SnapshotEntry, Total, VoteEntry
+from emcd.types import Address, Hash, ParticipantRole
+
+__all__ = ["RoundEvidence", "RoundResult", "Strike", "compute_round_result", "round_issue_wei"]
+
+
+@dataclass(frozen=True)
+class RoundEvidence:
+    """What passed its checks."""
+
+    participants: Sequence[SnapshotEntry]
+    totals: Mapping[Address, int]
+    tally: CallTally
+    online: frozenset[Address]
+    revealed: frozenset[Address]
+    probes: ProbeOutcome
+    votes: Sequence[VoteEntry]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What the round gives. `totals_after` are the cumulative wei of all wallets, sorted."""
+
+    results: tuple[ResultEntry, ...]
+    issue_wei: int
+    totals_after: tuple[Total, ...]
+    cumulative_wei: int
+    root: Hash
+    strikes: tuple[Strike, ...]
+
+
+def compute_round_result(terms: RoundTerms, evidence: RoundEvidence) -> RoundResult:
+    """Credits, weights, rewards, totals and root."""
+    strikes = list_standing_strikes(terms, evidence.probes, evidence.votes)
+    struck = {strike.node for strike in strikes}
+    entries = {entry.node: entry for entry in evidence.participants if entry.role != ParticipantRole.HUB}
+    hubs = {entry.node for entry in evidence.participants} - entries.keys()
+    nodes = sorted((entries.keys() | evidence.tally.nodes.keys() | evidence.online) - hubs, key=address_bytes)
+    credits = {node: _credits(terms, evidence, entries.get(node), node) for node in nodes}
+    reasons = {node: _reason(terms, evidence, entries.get(node), node, node in struck) for node in nodes}
+    weights = {
+        node: reward_weight(
+            credits[node], int.from_bytes(entry.stake_wei, "big"), entry.role, entry.lock_days
+        )
+        if reasons[node] is Reason.ELIGIBLE
+        else 0
+        for node, entry in entries.items()
+    }
+    issue = round_issue_wei(terms) if any(weights.values()) else 0
+    rewards = split_rewards(issue, weights)
+    after = _add_rewards(evidence.totals, entries, rewards)
+    return RoundResult(
+        tuple(
+            ResultEntry(
+                node,
+                credits[node],
+                encode_weight(weights.get(node, 0)),
+                encode_wei(rewards.get(node, 0)),
+                reasons[node].value,
+            )
+            for node in nodes
+        ),
+        issue,
+        encode_totals(after),
+        sum(after.values()),
+        compute_reward_root(after),
+        strikes,
+    )
+
+
+def round_issue_wei(terms: RoundTerms) -> int:
+    """What the round issues if anybody is eligible: the emission without the publisher's fee."""
+    emission = issue_wei(terms.round, terms.params.epoch_rounds)
+    return max(0, emission - int.from_bytes(terms.params.publish_fee_wei, "big"))
+
+
+def encode_totals(totals: Mapping[Address, int]) -> tuple[Total, ...]:
+    """Cumulative wei as a section of the bundle: sorted, nothing for wallets without any."""
+    ordered = sorted(totals.items(), key=lambda item: address_bytes(item[0]))
+    return tuple(Total(wallet, encode_wei(amount)) for wallet, amount in ordered if amount)
+
+
+def decode_totals(totals: Iterable[Total]) -> dict[Address, int]:
+    """The inverse of `encode_totals`."""
+    return {total.wallet: int.from_bytes(total.cumulative_wei, "big") for total in totals}
+
+
+def _credits(terms: RoundTerms, evidence: RoundEvidence, entry: SnapshotEntry | None, node: Address) -> int:
+    probes = evidence.probes
+    if entry is not None and entry.role == ParticipantRole.VALIDATOR:
+        return validator_credits_floor(terms.params, probes.done[node], probes.planned[node])
+    if entry is not None and entry.role == ParticipantRole.ROUTER:
+        return router_credits_floor(terms.params, len(evidence.tally.router_slices.get(node, ())))
+    tally = evidence.tally.nodes.get(node, NodeTally())
+    return compute_node_credits_floor(terms.params, tally.vault_micro, probes.passed[node])
+
+
+def _reason(
+    terms: RoundTerms, evidence: RoundEvidence, entry: SnapshotEntry | None, node: Address, is_struck: bool
+) -> Reason:
+    is_router = entry is not None and entry.role == ParticipantRole.ROUTER
+    successes = (
+        len(evidence.tally.router_slices.get(node, ()))
+        if is_router
+        else evidence.tally.nodes.get(node, NodeTally()).counted_calls
+    )
+    deeds = Deeds(node in evidence.online, is_struck, successes > 0, node in evidence.revealed)
+    return check_eligibility(terms.params, terms.round, entry, deeds)
+
+
+def _add_rewards(
+    totals: Mapping[Address, int], entries: Mapping[Address, SnapshotEntry], rewards: Mapping[Address, int]
+) -> dict[Address, int]:
+    after = dict(totals)
+    for node, reward in rewards.items():
+        wallet = entries[node].wallet
+        after[wallet] = after.get(wallet, 0) + reward
+    return after

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from emcd.accounting.assignment import assign_probes, draw_leaf, draw_value, probed_nodes
+from emcd.money import encode_wei
+from emcd.proto.hashing import keccak
+from emcd.proto.params import mainnet_params
+from tests.support.round_world import GENESIS_S, World, address_of, edited
+
+PARAMS = mainnet_params(GENESIS_S)
+BEACON = keccak(b"beacon")
+NODES = [address_of(f"node {n}") for n in range(40)]
+VALIDATORS = [(address_of(f"validator {n}"), 10**24) for n in range(4)]
+
+
+def test_assignment_gives_each_node_two_different_validators() -> None:
+    probes = assign_probes(BEACON, 3, NODES, VALIDATORS, PARAMS)
+
+    assert len(probes) == 2 * len(NODES)
+    for node in NODES:
+        mine = [probe for probe in probes if probe.node == node]
+        assert [probe.slot for probe in mine] == [0, 1]
+        assert len({probe.validator for probe in mine}) == 2
+
+
+def test_assignment_times_are_inside_the_window_of_the_round() -> None:
+    start, length = PARAMS.round_start_ms(3), PARAMS.round_s * 1000
+    times = [probe.at_ms - start for probe in assign_probes(BEACON, 3, NODES, VALIDATORS, PARAMS)]
+
+    assert min(times) >= length * 20 // 100
+    assert max(times) < length * 85 // 100
+    assert len(set(times)) > len(times) // 2
+
+
+def test_assignment_does_not_depend_on_the_order_of_its_input() -> None:
+    assert assign_probes(BEACON, 3, NODES[::-1], VALIDATORS[::-1], PARAMS) == assign_probes(
+        BEACON, 3, NODES, VALIDATORS, PARAMS
+    )
+
+
+@pytest.mark.parametrize("change", ["beacon", "round"])
+def test_assignment_changes_with_beacon_and_round(change: str) -> None:
+    beacon, index = (keccak(b"other"), 3) if change == "beacon" else (BEACON, 4)
+
+    other = assign_probes(beacon, index, NODES, VALIDATORS, PARAMS)
+
+    own = assign_probes(BEACON, 3, NODES, VALIDATORS, PARAMS)
+    assert [probe.validator for probe in other] != [probe.validator for probe in own]
+
+
+def test_assignment_draws_by_stake() -> None:
+    heavy = [(address_of("heavy"), 9 * 10**24), (address_of("light"), 10**24), (address_of("none"), 0)]
+    nodes = [address_of(f"many {n}") for n in range(400)]
+
+    first = Counter(p.validator for p in assign_probes(BEACON, 0, nodes, heavy, PARAMS) if p.slot == 0)
+
+    assert 330 <= first[address_of("heavy")] <= 390
+    assert address_of("none") not in first
+
+
+def test_assignment_with_one_validator_gives_one_probe_and_with_none_none() -> None:
+    assert len(assign_probes(BEACON, 0, NODES[:1], VALIDATORS[:1], PARAMS)) == 1
+    assert assign_probes(BEACON, 0, NODES, [], PARAMS) == ()
+
+
+def test_probed_nodes_are_compute_nodes_with_the_minimum() -> None:
+    world = World()
+    rows = world.participants()
+    rows[0] = edited(rows[0], stake_wei=encode_wei(3_000 * 10**18 - 1))
+    rows[1] = edited(rows[1], stake_wei=encode_wei(3_000 * 10**18), suspended_until_round=99)
+
+    assert probed_nodes(rows, PARAMS) == (rows[1].node, rows[2].node)
+
+
+def test_draw_depends_on_every_input_and_stays_in_bounds() -> None:
+    seed, other = keccak(b"seed"), keccak(b"other seed")
+    draws = {
+        draw_leaf(seed, BEACON, NODES[0], 0, 2**60),
+        draw_leaf(other, BEACON, NODES[0], 0, 2**60),
+        draw_leaf(seed, other, NODES[0], 0, 2**60),
+        draw_leaf(seed, BEACON, NODES[1], 0, 2**60),
+        draw_leaf(seed, BEACON, NODES[0], 1, 2**60),
+        draw_value(seed, BEACON, NODES[0], 0, "temperature", 2**60),
+    }
+    assert len(draws) == 6
+    assert all(0 <= draw_leaf(seed, BEACON, node, 0, 7) < 7 for node in NODES)
+
+
+def test_draw_from_nothing_is_refused() -> None:
+    with pytest.raises(ValueError):
+        draw_leaf(keccak(b"seed"), BEACON, NODES[0], 0, 0)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+
+from emcd.accounting.reward_tree import build_reward_tree, compute_reward_root, reward_leaf, verify_reward
+from emcd.accounting.settlement import split_rewards
+from emcd.accounting.weights import (
+    effective_stake_floor,
+    encode_weight,
+    is_lock_allowed,
+    multiplier_bps,
+    reward_weight,
+)
+from emcd.proto.address import address_bytes
+from emcd.types import ZERO_HASH, ParticipantRole
+from tests.support import second_implementation as second
+from tests.support.round_world import address_of
+
+A, B, C = sorted((address_of(name) for name in "abc"), key=address_bytes)
+
+
+@pytest.mark.parametrize(
+    ("issue", "weights", "rewards"),
+    [
+        (10, {A: 1, B: 1, C: 1}, [4, 3, 3]),
+        (11, {A: 1, B: 1, C: 1}, [4, 4, 3]),
+        (10, {A: 0, B: 1, C: 1}, [0, 5, 5]),
+        (1, {A: 1, B: 2, C: 2}, [0, 1, 0]),
+        (100, {A: 1, B: 1, C: 998}, [0, 0, 100]),
+        (0, {A: 1, B: 1, C: 1}, [0, 0, 0]),
+        (10, {A: 0, B: 0, C: 0}, [0, 0, 0]),
+    ],
+)
+def test_split_is_by_largest_remainder_ties_to_the_lower_address(
+    issue: int, weights: dict, rewards: list
+) -> None:
+    assert list(split_rewards(issue, weights).values()) == rewards
+    assert split_rewards(issue, weights) == second.rewards(issue, weights)
+
+
+def test_split_among_nobody_gives_nothing() -> None:
+    assert split_rewards(10, {}) == {}
+
+
+@pytest.mark.parametrize(("issue", "weights"), [(-1, {A: 1}), (1, {A: -1, B: 5})])
+def test_split_negative_amount_is_refused(issue: int, weights: dict) -> None:
+    with pytest.raises(ValueError):
+        split_rewards(issue, weights)
+
+
+@pytest.mark.parametrize(
+    ("role", "days", "bps"),
+    [
+        (1, 0, 10_000),
+        (1, 7, 14_000),
+        (1, 30, 27_000),
+        (1, 90, 62_000),
+        (1, 180, 100_000),
+        (1, 6, 10_000),
+        (1, 400, 100_000),
+        (2, 180, 10_000),
+        (3, 360, 10_000),
+    ],
+)
+def test_multiplier_by_role_and_lock(role: int, days: int, bps: int) -> None:
+    assert multiplier_bps(role, days) == bps
+
+
+def test_weight_is_the_exact_product() -> None:
+    assert reward_weight(3, 5, ParticipantRole.COMPUTE, 7) == 3 * 5 * 14_000
+    assert effective_stake_floor(5, ParticipantRole.COMPUTE, 7) == 7
+    assert encode_weight(1) == bytes(63) + b"\1"
+    assert not is_lock_allowed(ParticipantRole.COMPUTE, 8)
+    assert is_lock_allowed(ParticipantRole.VALIDATOR, 8)
+
+
+def test_tree_one_wallet_has_an_empty_proof() -> None:
+    tree = build_reward_tree({A: 5})
+
+    assert tree.root == reward_leaf(A, 5) == second.standard_root({A: 5})
+    assert tree.proof(A) == ()
+    assert verify_reward(tree.root, A, 5, ())
+
+
+def test_tree_known_root_of_openzeppelins_documentation() -> None:
+    """The example of the README of @openzeppelin/merkle-tree."""
+    tree = build_reward_tree(
+        {
+            "0x1111111111111111111111111111111111111111": 5000000000000000000,
+            "0x2222222222222222222222222222222222222222": 2500000000000000000,
+        }
+    )
+
+    assert tree.root.hex() == "d4dee0beab2d53f2cc83e567171bd2820e49898130a22622b10ead383e90bd77"
+
+
+def test_tree_wallets_without_anything_have_no_leaf() -> None:
+    tree = build_reward_tree({A: 5, B: 0})
+
+    assert tree.root == build_reward_tree({A: 5}).root
+    assert tree.cumulative_wei(B) == 0
+    with pytest.raises(KeyError):
+        tree.proof(B)
+
+
+def test_tree_root_of_nobody_is_zero() -> None:
+    assert compute_reward_root({}) == compute_reward_root({A: 0}) == ZERO_HASH
+    with pytest.raises(ValueError):
+        build_reward_tree({A: 0})
+
+
+@pytest.mark.parametrize("lie", ["amount", "wallet", "proof", "root"])
+def test_tree_wrong_claim_is_refused(lie: str) -> None:
+    tree = build_reward_tree({A: 5, B: 6, C: 7})
+    root = bytes(32) if lie == "root" else tree.root
+    proof = tree.proof(B) if lie == "proof" else tree.proof(A)
+
+    assert not verify_reward(root, B if lie == "wallet" else A, 6 if lie == "amount" else 5, proof)
+    assert verify_reward(tree.root, A, 5, tree.proof(A))
+
+
+def test_tree_dump_is_standard_v1() -> None:
+    tree = build_reward_tree({A: 5, B: 6, C: 7})
+    dump = tree.dump()
+
+    assert dump["format"] == "standard-v1"
+    assert dump["leafEncoding"] == ["address", "uint256"]
+    assert dump["tree"][0] == "0x" + tree.root.hex()
+    for row in dump["values"]:
+        wallet, amount = row["value"]
+        assert dump["tree"][row["treeIndex"]] == "0x" + second.standard_leaf(wallet, int(amount)).hex()
+
+
+def test_tree_amount_over_256_bits_is_refused() -> None:
+    with pytest.raises(OverflowError):
+        build_reward_tree({A: 2**256})
