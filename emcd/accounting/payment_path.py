@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from emcd.accounting.call_rule import CallStanding, check_standing
 from emcd.accounting.eligibility import Reason, minimum_stake_wei
 from emcd.money import format_credits_floor, format_token_floor
-from emcd.proto.bundle import Bundle, CallEntry, ResultEntry, SnapshotEntry
+from emcd.proto.bundle import Bundle, CallEntry, ProbeResult, ResultEntry, SnapshotEntry
 from emcd.proto.messages import Verdict
 from emcd.proto.records import CallStatus, format_call_id
-from emcd.types import Address
+from emcd.types import Address, ParticipantRole
 
 STEPS = ("bound", "staked", "online", "routed", "served", "metered", "settled", "published", "claimed")
 
@@ -29,11 +29,15 @@ class PathStep:
 
 @dataclass(frozen=True)
 class ChainFacts:
-    """What the distributor says: the newest published and active round (-1 for none), wei claimed."""
+    """What the distributor says: the newest published and active round (-1 for none), wei claimed.
+
+    `is_void`: the round was vetoed, or found no quorum in time.
+    """
 
     published_round: int
     active_round: int
     claimed_wei: int
+    is_void: bool = False
 
 
 def trace_node(bundle: Bundle, node: Address, chain: ChainFacts) -> list[PathStep]:
@@ -41,42 +45,46 @@ def trace_node(bundle: Bundle, node: Address, chain: ChainFacts) -> list[PathSte
     entry = next((item for item in bundle.participants if item.node == node), None)
     result = next((item for item in bundle.results if item.node == node), None)
     steps = [_bound(bundle, entry)]
-    if entry is not None:
-        calls = [call for call in bundle.calls if call.forward.node == node]
+    if entry is not None and steps[0].is_done:
         steps += [
             _staked(bundle, entry),
-            _online(bundle, node),
-            _routed(calls),
-            _served(calls),
-            _metered(result),
+            *_worked(bundle, entry),
+            _metered(bundle, entry, result),
             _settled(bundle, node, result),
             *_on_chain(bundle, entry, chain),
         ]
-    broken = next((index for index, step in enumerate(steps) if not step.is_done), len(steps) - 1)
-    return steps[: broken + 1]
+    return _up_to_broken(steps)
 
 
 def trace_call(bundle: Bundle, call_id: bytes, chain: ChainFacts) -> list[PathStep]:
-    """The same for one call of the bundle; a call's own fault comes before its node's.
+    """The same for one call of the bundle; a call's own fault is told before its node's.
 
     Raises: KeyError when the bundle does not hold it.
     """
     call = next((item for item in bundle.calls if item.forward.call_id == call_id), None)
     if call is None:
         raise KeyError(format_call_id(call_id))
-    own = [PathStep("routed", True, f"to {call.forward.node}"), _served([call]), _call_metered(call)]
-    broken = next((index for index, step in enumerate(own) if not step.is_done), None)
-    if broken is not None:
-        return own[: broken + 1]
-    node_steps = {step.name: step for step in trace_node(bundle, call.forward.node, chain)}
-    merged = {**node_steps, **{step.name: step for step in own}}
-    return [merged[name] for name in STEPS if name in merged]
+    own = [PathStep("routed", True, f"to {call.forward.node}"), _served([call]), _call_metered(bundle, call)]
+    if not all(step.is_done for step in own):
+        return _up_to_broken(own)
+    merged = {step.name: step for step in own}
+    for step in trace_node(bundle, call.forward.node, chain):
+        if step.name not in merged or not step.is_done:
+            merged[step.name] = step
+    return _up_to_broken([merged[name] for name in STEPS if name in merged])
+
+
+def _up_to_broken(steps: list[PathStep]) -> list[PathStep]:
+    broken = next((index for index, step in enumerate(steps) if not step.is_done), len(steps) - 1)
+    return steps[: broken + 1]
 
 
 def _bound(bundle: Bundle, entry: SnapshotEntry | None) -> PathStep:
     block = bundle.header.snapshot_block
     if entry is None:
         return PathStep("bound", False, f"no binding at the round's snapshot, block {block}")
+    if entry.role == ParticipantRole.HUB:
+        return PathStep("bound", False, f"to wallet {entry.wallet} as a hub, which earns no reward")
     return PathStep("bound", True, f"to wallet {entry.wallet} at block {block}")
 
 
@@ -88,6 +96,26 @@ def _staked(bundle: Bundle, entry: SnapshotEntry) -> PathStep:
     return PathStep("staked", entry.stake_wei >= needed, held)
 
 
+def _worked(bundle: Bundle, entry: SnapshotEntry) -> list[PathStep]:
+    """What its role asks of it: a status and calls, a revealed plan, or calls passed on."""
+    match ParticipantRole(entry.role):
+        case ParticipantRole.VALIDATOR:
+            return [_revealed(bundle, entry.node)]
+        case ParticipantRole.ROUTER:
+            calls = [call for call in bundle.calls if call.forward.router == entry.node]
+            return [_routed(calls, "through it"), _served(calls)]
+        case _:
+            calls = [call for call in bundle.calls if call.forward.node == entry.node]
+            return [_online(bundle, entry.node), _routed(calls, "to it"), _served(calls)]
+
+
+def _revealed(bundle: Bundle, node: Address) -> PathStep:
+    reveal = next((item for item in bundle.reveals if item.reveal.validator == node), None)
+    if reveal is None:
+        return PathStep("served", False, "it did not reveal its plan of the round")
+    return PathStep("served", True, f"its plan is revealed: {len(reveal.probes)} probes")
+
+
 def _online(bundle: Bundle, node: Address) -> PathStep:
     status = next((item.status for item in bundle.statuses if item.status.node == node), None)
     if status is None:
@@ -97,8 +125,8 @@ def _online(bundle: Bundle, node: Address) -> PathStep:
     )
 
 
-def _routed(calls: list[CallEntry]) -> PathStep:
-    return PathStep("routed", bool(calls), f"{len(calls)} calls forwarded to it")
+def _routed(calls: list[CallEntry], how: str) -> PathStep:
+    return PathStep("routed", bool(calls), f"{len(calls)} calls forwarded {how}")
 
 
 def _served(calls: list[CallEntry]) -> PathStep:
@@ -109,17 +137,34 @@ def _served(calls: list[CallEntry]) -> PathStep:
     return PathStep("served", False, f"no call succeeded: {', '.join(statuses)}")
 
 
-def _metered(result: ResultEntry | None) -> PathStep:
+_WEIGHS = {
+    ParticipantRole.COMPUTE: "vault-paid calls and passed probes",
+    ParticipantRole.ROUTER: "the share of the round in which it forwarded",
+    ParticipantRole.VALIDATOR: "probes done of those planned",
+}
+
+
+def _metered(bundle: Bundle, entry: SnapshotEntry, result: ResultEntry | None) -> PathStep:
     credits_micro = 0 if result is None else result.credits_micro
-    shown = f"{format_credits_floor(credits_micro)} credits that weigh (vault-paid calls and passed probes)"
+    shown = (
+        f"{format_credits_floor(credits_micro)} credits that weigh ({_WEIGHS[ParticipantRole(entry.role)]})"
+    )
+    if not credits_micro and (strikes := _strikes(bundle, entry.node)):
+        shown += f"; its probes failed: {strikes}"
     return PathStep("metered", credits_micro > 0, shown)
 
 
-def _call_metered(call: CallEntry) -> PathStep:
+def _call_metered(bundle: Bundle, call: CallEntry) -> PathStep:
     is_proven = None not in (call.forward_ref, call.receipt_ref, call.delivery_ref)
     standing = check_standing(call.forward, call.receipt, call.delivery, is_proven=is_proven)
     if standing is not CallStanding.COUNTS:
         return PathStep("metered", False, f"the call does not count: {standing.value}")
+    probe = _find_probe(bundle, call.forward.call_id)
+    if probe is not None:
+        verdict = Verdict(probe.verdict)
+        return PathStep(
+            "metered", verdict is Verdict.PASS, f"a probe, found {verdict.name}: it counts by passing"
+        )
     paid = f"{format_credits_floor(call.delivery.vault_micro, 6)} of "
     paid += f"{format_credits_floor(call.delivery.credits_micro, 6)} credits were bought in the vault"
     return PathStep("metered", call.delivery.vault_micro > 0, paid)
@@ -135,6 +180,11 @@ def _settled(bundle: Bundle, node: Address, result: ResultEntry | None) -> PathS
     return PathStep("settled", reward_wei > 0, f"{format_token_floor(reward_wei)} EMC in the bundle")
 
 
+def _find_probe(bundle: Bundle, call_id: bytes) -> ProbeResult | None:
+    probes = (probe for entry in bundle.reveals for probe in entry.probes)
+    return next((probe for probe in probes if probe.call_id == call_id), None)
+
+
 def _strikes(bundle: Bundle, node: Address) -> str:
     found = [
         f"{Verdict(probe.verdict).name} by {entry.reveal.validator}, "
@@ -148,15 +198,24 @@ def _strikes(bundle: Bundle, node: Address) -> str:
 
 def _on_chain(bundle: Bundle, entry: SnapshotEntry, chain: ChainFacts) -> list[PathStep]:
     number = bundle.header.round
-    published = PathStep(
-        "published",
-        chain.published_round >= number,
-        f"newest round on chain: {_round(chain.published_round)}",
-    )
+    newest = f"newest round on chain: {_round(chain.published_round)}"
+    if chain.is_void:
+        newest = "the round is void: it was vetoed or found no quorum, and gives nothing"
+    published = PathStep("published", chain.published_round >= number and not chain.is_void, newest)
     is_active = chain.active_round >= number
-    claimed = f"{format_token_floor(chain.claimed_wei)} EMC claimed by {entry.wallet} so far; "
+    due_wei = _cumulative_wei(bundle, entry.wallet)
+    claimed = f"{format_token_floor(chain.claimed_wei)} EMC claimed by {entry.wallet} so far, "
+    claimed += f"{format_token_floor(due_wei)} EMC due with this round; "
     claimed += "the root is active" if is_active else "the challenge delay still runs"
-    return [published, PathStep("claimed", is_active and chain.claimed_wei > 0, claimed)]
+    return [published, PathStep("claimed", is_active and chain.claimed_wei >= due_wei, claimed)]
+
+
+def _cumulative_wei(bundle: Bundle, wallet: Address) -> int:
+    """Everything that the bundle's root gives the wallet, over all its nodes and rounds."""
+    nodes = {item.node for item in bundle.participants if item.wallet == wallet}
+    before = (total.cumulative_wei for total in bundle.totals if total.wallet == wallet)
+    rewards = (result.reward_wei for result in bundle.results if result.node in nodes)
+    return sum(int.from_bytes(amount, "big") for amount in (*before, *rewards))
 
 
 def _round(index: int) -> str:

@@ -65,7 +65,7 @@ def why_unpaid(
 async def _trace_round(network: Network, number: int, node: Address) -> tuple[list[PathStep], int]:
     bundle = await _fetch_bundle(network, number)
     entry = next((item for item in bundle.participants if item.node == node), None)
-    facts = await _fetch_chain_facts(network, entry.wallet if entry else None)
+    facts = await _fetch_facts(network, number, entry.wallet if entry else None)
     return trace_node(bundle, node, facts), number
 
 
@@ -80,7 +80,8 @@ async def _trace_call(network: Network, call_id: bytes) -> tuple[list[PathStep],
         if call is None:
             continue
         wallet = next((p.wallet for p in bundle.participants if p.node == call.forward.node), None)
-        return trace_call(bundle, call_id, await _fetch_chain_facts(network, wallet)), bundle.header.round
+        number = bundle.header.round
+        return trace_call(bundle, call_id, await _fetch_facts(network, number, wallet)), number
     raise ConfigError("EMC-2142", "no closed round that the hub still lists holds this call")
 
 
@@ -96,9 +97,14 @@ async def _fetch_bundle(network: Network, number: int) -> Bundle:
     return await trio.to_thread.run_sync(decode_bundle, answer.body)
 
 
-async def _fetch_chain_facts(network: Network, wallet: Address | None) -> ChainFacts:
+async def _fetch_facts(network: Network, number: int, wallet: Address | None) -> ChainFacts:
+    detail = await fetch_document(f"{network.require_hub()}/api/rounds/{number}")
     distributor = network.open_chain().distributor
     published = await distributor.find_last_round()
     active = await distributor.find_active_root()
-    claimed_wei = await distributor.fetch_claimed(wallet) if wallet else 0
-    return ChainFacts(-1 if published is None else published, active.round if active else -1, claimed_wei)
+    return ChainFacts(
+        published_round=-1 if published is None else published,
+        active_round=active.round if active else -1,
+        claimed_wei=await distributor.fetch_claimed(wallet) if wallet else 0,
+        is_void=detail["state"] == "void",
+    )

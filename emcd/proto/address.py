@@ -20,7 +20,9 @@ def address_from_bytes(raw: bytes) -> Address:
         raise ValueError(f"an address is 20 bytes, not {len(raw)}")
     text = raw.hex()
     digest = keccak(text.encode()).hex()
-    return Address("0x" + "".join(c.upper() if int(d, 16) > 7 else c for c, d in zip(text, digest, strict=False)))
+    return Address(
+        "0x" + "".join(c.upper() if int(d, 16) > 7 else c for c, d in zip(text, digest, strict=False))
+    )
 
 
 @lru_cache(maxsize=65536)

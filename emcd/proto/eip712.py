@@ -60,8 +60,10 @@ def digest(domain: Domain, struct: TypedStruct) -> Hash:
 def typed_data(domain: Domain, struct: TypedStruct) -> dict[str, Any]:
     """The JSON form (`eth_signTypedData_v4`) that wallets, viem and eth-account take."""
     members = _members(type(struct))
-    values = {name: _json_value(kind, getattr(struct, field))
-              for (kind, name), field in zip(members, struct.__struct_fields__, strict=True)}
+    values = {
+        name: _json_value(kind, getattr(struct, field))
+        for (kind, name), field in zip(members, struct.__struct_fields__, strict=True)
+    }
     return {
         "types": {
             "EIP712Domain": [
@@ -116,7 +118,9 @@ def _separator(chain_id: int, contract: Address) -> Hash:
 
 @lru_cache(maxsize=256)
 def _compiled(cls: type[TypedStruct]) -> tuple[bytes, tuple[tuple[str, _Encode], ...]]:
-    encoders = tuple((name, _encoder(kind)) for name, kind in zip(cls.__struct_fields__, cls.eip712, strict=True))
+    encoders = tuple(
+        (name, _encoder(kind)) for name, kind in zip(cls.__struct_fields__, cls.eip712, strict=True)
+    )
     return keccak(cls.type_string().encode()), encoders
 
 

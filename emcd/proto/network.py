@@ -44,7 +44,8 @@ def encode_deployment(deployment: Deployment) -> str:
     table = msgspec.to_builtins(deployment)
     params = {name: getattr(deployment.params, name) for name in NetworkParams.__struct_fields__}
     table["params"] = {
-        name: str(int.from_bytes(value, "big")) if isinstance(value, bytes) else value for name, value in params.items()
+        name: str(int.from_bytes(value, "big")) if isinstance(value, bytes) else value
+        for name, value in params.items()
     }
     return msgspec.json.format(msgspec.json.encode(table), indent=2).decode()
 

@@ -118,12 +118,16 @@ def batch_root(record_hashes: Sequence[bytes]) -> Hash:
     return build_root([record_leaf(item) for item in record_hashes])
 
 
-def require_proof(domain: Domain, record: Forward | Receipt | Delivery, proof: RecordProof, signer: Address) -> None:
+def require_proof(
+    domain: Domain, record: Forward | Receipt | Delivery, proof: RecordProof, signer: Address
+) -> None:
     """Check that `signer` signed a batch with this record in it.
 
     Raises: RemoteProtocolError EMC-1494, EMC-1495 (signature), EMC-1496 (kind or path).
     """
-    kind = {Forward: RecordKind.FORWARD, Receipt: RecordKind.RECEIPT, Delivery: RecordKind.DELIVERY}[type(record)]
+    kind = {Forward: RecordKind.FORWARD, Receipt: RecordKind.RECEIPT, Delivery: RecordKind.DELIVERY}[
+        type(record)
+    ]
     if proof.batch.kind != kind or proof.batch.signer != signer or not 0 < proof.batch.count <= BATCH_RECORDS:
         raise RemoteProtocolError("EMC-1496", f"the batch is not one of {kind.name} records by {signer}", 401)
     if root_from_proof(record_leaf(record.struct_hash()), proof.siblings) != proof.batch.root:

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from emcd_devchain.config import DevchainConfig
-from emcd_devchain.evm import EvmChain
-from emcd_devchain.role import Devchain
-from emcd_devchain.store import ChainStore
 from eth_account import Account
 from eth_typing import Address as RawAddress
 
@@ -21,6 +17,10 @@ from emcd.keys import SigningKey
 from emcd.ledger import Ledger
 from emcd.proto.address import address_bytes
 from emcd.testing import make_context, make_key
+from emcd_devchain.config import DevchainConfig
+from emcd_devchain.evm import EvmChain
+from emcd_devchain.role import Devchain
+from emcd_devchain.store import ChainStore
 
 CHAIN_ID = 31337
 GENESIS_S = 1_700_000_000

@@ -17,26 +17,29 @@ from eth_account.messages import encode_typed_data
 from eth_utils import keccak, to_checksum_address
 
 TYPES = {
-    "Forward": "bytes16 callId,address hub,address router,address node,bytes32 requestHash,bytes32 modelHash,"
-    "uint32 priceVersion,uint64 startedAtMs",
-    "Receipt": "bytes32 forwardHash,bytes32 responseHash,uint16 httpStatus,uint64 inputTokens,uint64 outputTokens,"
-    "uint64 startedAtMs,uint64 finishedAtMs",
-    "Delivery": "bytes32 forwardHash,bytes32 receiptHash,bytes32 bodyHash,uint8 status,uint64 creditsMicro,"
-    "uint64 vaultMicro,uint64 round,uint64 finishedAtMs",
+    "Forward": "bytes16 callId,address hub,address router,address node,bytes32 requestHash,"
+    "bytes32 modelHash,uint32 priceVersion,uint64 startedAtMs",
+    "Receipt": "bytes32 forwardHash,bytes32 responseHash,uint16 httpStatus,uint64 inputTokens,"
+    "uint64 outputTokens,uint64 startedAtMs,uint64 finishedAtMs",
+    "Delivery": "bytes32 forwardHash,bytes32 receiptHash,bytes32 bodyHash,uint8 status,"
+    "uint64 creditsMicro,uint64 vaultMicro,uint64 round,uint64 finishedAtMs",
     "RecordBatch": "address signer,uint8 kind,bytes32 root,uint32 count,uint64 signedAtMs",
     "Binding": "address node,address wallet,uint8 role,uint256 nonce,uint256 deadline",
     "Slash": "address node,uint16 bps,bytes32 evidenceHash,uint64 epoch",
     "RoundRoot": "uint64 round,bytes32 bundleHash,bytes32 root,uint256 cumulativeWei",
     "Veto": "uint64 round,bytes32 bundleHash,bytes32 root",
-    "Extraction": "address wallet,address recipient,uint64 throughRound,bool submit,uint256 nonce,uint256 deadline",
-    "TunnelAuth": "address sender,address receiver,bytes32 senderNonce,bytes32 receiverNonce,uint64 expiresAtMs,"
-    "uint8 role",
-    "NodeStatus": "address node,address hub,uint64 sequence,uint64 sentAtMs,bytes32[] models,uint32 capacity,"
-    "uint32 inFlight,string version,string gpu",
+    "Extraction": "address wallet,address recipient,uint64 throughRound,bool submit,uint256 nonce,"
+    "uint256 deadline",
+    "TunnelAuth": "address sender,address receiver,bytes32 senderNonce,bytes32 receiverNonce,"
+    "uint64 expiresAtMs,uint8 role",
+    "NodeStatus": "address node,address hub,uint64 sequence,uint64 sentAtMs,bytes32[] models,"
+    "uint32 capacity,uint32 inFlight,string version,string gpu",
     "BundleSeal": "address hub,uint64 round,bytes32 bundleHash",
     "PlanCommitment": "address validator,uint64 round,bytes32 commitment,uint64 signedAtMs",
-    "Reveal": "address validator,uint64 round,bytes32 seed,bytes32 corpusRoot,bytes32 salt,bytes32 probesHash",
-    "Vote": "address validator,uint64 round,bytes16 callId,bytes32 receiptHash,uint8 verdict,uint64 statisticE12",
+    "Reveal": "address validator,uint64 round,bytes32 seed,bytes32 corpusRoot,bytes32 salt,"
+    "bytes32 probesHash",
+    "Vote": "address validator,uint64 round,bytes16 callId,bytes32 receiptHash,uint8 verdict,"
+    "uint64 statisticE12",
 }
 BUNDLE_SECTIONS = (
     "header", "participants", "validators", "totals", "batches", "calls",

@@ -505,10 +505,38 @@ def test_close_offline_node_that_was_not_seen_is_work_done() -> None:
     assert sum(result_of(closed, name).credits_micro for name in world.validator_names) == 400_000_000
 
 
-def test_close_copied_probe_gains_nothing() -> None:
+def test_close_strike_of_exactly_two_thirds_does_not_stand() -> None:
+    names = ("validator-1", "validator-2", "validator-3")
+    world = World(node_names=("node-1",), validator_names=names, verdicts={"node-1": Verdict.GROSS})
+    prober, probe = next((v, p) for v, probes in world.probes.items() for p in probes if p.slot == 0)
+    call = next(c for c in world.calls if c.forward.call_id == probe.call_id)
+    other = next(name for name in names if address_of(name) != prober)
+
+    closed = checked(world.close(votes=[world.make_vote(other, call, Verdict.GROSS)]))
+
+    assert closed.result.strikes == ()
+
+
+def test_close_probe_of_a_call_that_does_not_count_is_done_and_not_passed() -> None:
+    """A node whose clock is off can't pass, and can't dodge either."""
+    world = World(node_names=("node-1",))
+    for number, call in enumerate(world.calls):
+        if call.forward.call_id in {p.call_id for probes in world.probes.values() for p in probes}:
+            receipt = edited(call.receipt, started_at_ms=1, finished_at_ms=2)
+            delivery = edited(call.delivery, receipt_hash=receipt.struct_hash())
+            world.calls[number] = CallRecords(call.forward, receipt, delivery)
+
+    closed = checked(world.close())
+
+    assert result_of(closed, "node-1").credits_micro == 4 * 1_500_000
+    assert sum(result_of(closed, name).credits_micro for name in world.validator_names) == 400_000_000
+
+
+@pytest.mark.parametrize("honest_slot", [0, 1])
+def test_close_copied_probe_gains_nothing(honest_slot: int) -> None:
     world = World(node_names=("node-1",))
     one, two = (p for probes in world.probes.values() for p in probes)
-    honest, lazy = (one, two) if one.slot == 0 else (two, one)
+    honest, lazy = (one, two) if one.slot == honest_slot else (two, one)
     for probes in world.probes.values():
         for index, probe in enumerate(probes):
             if probe == lazy:

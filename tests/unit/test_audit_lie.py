@@ -137,8 +137,25 @@ def batch(
 def unused_batch() -> Bundle:
     extra = WORLD.sign_batch("hub", RecordKind.FORWARD, [keccak(b"nothing here")])
     entry = BatchEntry(extra.batch, extra.signature, ((0, extra.record_hashes[0]),))
-    batches = sorted((*BUNDLE.batches, entry), key=lambda item: sort_key(Section.BATCHES, item))
-    moved = [batches.index(item) for item in BUNDLE.batches]
+    return replace_batches([*BUNDLE.batches, entry])
+
+
+def foreign_batch() -> Bundle:
+    """Another node signs what node-1 should have signed."""
+    items = []
+    for entry in BUNDLE.batches:
+        struct = entry.batch
+        if struct.signer == address_of("node-1"):
+            struct = edited(struct, signer=address_of("node-2"))
+            entry = BatchEntry(struct, WORLD.sign("node-2", struct), entry.others)
+        items.append(entry)
+    return replace_batches(items)
+
+
+def replace_batches(items: list[BatchEntry]) -> Bundle:
+    """Batches in the order of `BUNDLE.batches`, more at the end; the calls refer to them as before."""
+    batches = sorted(items, key=lambda item: sort_key(Section.BATCHES, item))
+    moved = [batches.index(item) for item in items]
     calls = [
         edited(
             item,
@@ -231,6 +248,7 @@ LIES: list[tuple[str, str, str, Callable[[], Bundle]]] = [
         lambda: batch(RecordKind.DELIVERY, others=((0, bytes(32)), (5, bytes(32)))),
     ),
     ("EMC-1910", "batches", "unused", unused_batch),
+    ("EMC-1912", "calls", "receipts signed by another node", foreign_batch),
     ("EMC-1911", "calls", "another hub", lambda: call(forward={"hub": address_of("node-1")})),
     (
         "EMC-1911",

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from emcd_devchain.config import DevchainConfig
-from emcd_devchain.role import SPEC, Devchain
 
 from emcd.config import decode
 from emcd.errors import ConfigError
@@ -14,6 +12,8 @@ from emcd.ledger import Ledger
 from emcd.proto.params import devnet_params
 from emcd.role import HealthState
 from emcd.testing import make_context, make_key
+from emcd_devchain.config import DevchainConfig
+from emcd_devchain.role import SPEC, Devchain
 from tests.support.network import GENESIS_S
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from eth.vm.forks.cancun.blocks import CancunBlockHeader
+
+from emcd.proto.address import address_from_bytes
 from emcd_devchain.evm import FEE_RECIPIENT, CallRequest, EvmChain
 from emcd_devchain.fault import EXECUTION_REVERTED, PoolRefused, RpcFault
 from emcd_devchain.store import ChainStore
 from emcd_devchain.vm import INITIAL_BASE_FEE_WEI, DevVM, decode_header
-from eth.vm.forks.cancun.blocks import CancunBlockHeader
-
-from emcd.proto.address import address_from_bytes
 from tests.support.devchain import (
     CHAIN_ID,
     ETHER,

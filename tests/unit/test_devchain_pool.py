@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from emcd_devchain.fault import PoolRefused
-from emcd_devchain.pool import MAX_PER_SENDER, Pool
-from emcd_devchain.transaction import SignedTx, decode_transaction
 
 from emcd.keys import SigningKey
 from emcd.testing import make_key
+from emcd_devchain.fault import PoolRefused
+from emcd_devchain.pool import MAX_PER_SENDER, Pool
+from emcd_devchain.transaction import SignedTx, decode_transaction
 from tests.support.devchain import CHAIN_ID, ETHER, GWEI, RICH, raw, sign_raw
 
 

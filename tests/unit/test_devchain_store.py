@@ -6,9 +6,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from emcd_devchain.store import BlockRow, ChainStore, LogFilter, LogRow, TxRow
 
 from emcd.errors import ConfigError
+from emcd_devchain.store import BlockRow, ChainStore, LogFilter, LogRow, TxRow
 
 A, B, T = b"\xaa" * 20, b"\xbb" * 20, b"\x01" * 32
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from emcd_devchain.fault import PoolRefused
-from emcd_devchain.transaction import MAX_INITCODE_BYTES, compute_intrinsic_gas, decode_transaction
 from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emcd_devchain.fault import PoolRefused
+from emcd_devchain.transaction import MAX_INITCODE_BYTES, compute_intrinsic_gas, decode_transaction
 from tests.support.devchain import CHAIN_ID, GWEI, POOR, RICH, raw, sign_raw
 
 _ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141

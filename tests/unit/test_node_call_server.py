@@ -9,8 +9,6 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from emcd_node.call_server import CallServer
-from emcd_node.served_model import CallRequest, Refused, Reply
 
 from emcd.accounting.usage import Usage
 from emcd.clock import ManualClock
@@ -20,6 +18,8 @@ from emcd.proto.control import CallEnd, CallMeta, ResponseHead, decode_part, enc
 from emcd.proto.hashing import keccak
 from emcd.proto.records import Forward, Receipt
 from emcd.testing import make_key
+from emcd_node.call_server import CallServer
+from emcd_node.served_model import CallRequest, Refused, Reply
 from tests.support.node_network import CHAT, HUB_KEY, NODE_KEY, make_meta
 
 MODEL = EngineManifest(name="m")

@@ -6,10 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from emcd_node.config import NodeConfig
 
 from emcd.config import Fault, decode
 from emcd.inference.minilm import MINILM_NAME
+from emcd_node.config import NodeConfig
 from tests.support.node_network import HUB_KEY
 
 BASE = f'key = "node.json"\nhub_address = "{HUB_KEY.address}"\n'

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from emcd_node.embedded_model import MAX_TEXT_CHARS, EmbeddedModel, write_answer
-from emcd_node.served_model import CallRequest, Refused
 
 from emcd.inference.embedder import EmbedderSettings, EmbedResult
 from emcd.inference.minilm import MINILM_NAME
 from emcd.proto.openai import MAX_INPUTS, Endpoint
+from emcd_node.embedded_model import MAX_TEXT_CHARS, EmbeddedModel, write_answer
+from emcd_node.served_model import CallRequest, Refused
 
 
 class NoReply:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from emcd_node.gpu import describe_gpus
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from emcd_node.heartbeat import Heartbeat, Load
-
 from emcd.clock import ManualClock
 from emcd.inference.manifest import EngineManifest, Manifest, decode_manifest, model_hash
 from emcd.inference.minilm import MINILM_MANIFEST
 from emcd.proto.control import StatusMessage, decode_control
 from emcd.proto.signing import require_signer
+from emcd_node.heartbeat import Heartbeat, Load
 from tests.support.node_network import DOMAIN, HUB_KEY, NODE_KEY
 
 

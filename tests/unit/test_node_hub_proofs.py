@@ -8,9 +8,6 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from emcd_node import queries
-from emcd_node.hub_proofs import MAX_PROOFS, HubProofs
-from emcd_node.schema import MIGRATIONS
 
 from emcd.clock import ManualClock
 from emcd.errors import RemoteProtocolError
@@ -22,6 +19,9 @@ from emcd.proto.merkle import build_proof, build_tree, record_leaf
 from emcd.proto.records import RecordBatch, RecordKind, RecordProof
 from emcd.testing import make_key, temporary_ledger
 from emcd.types import Address
+from emcd_node import queries
+from emcd_node.hub_proofs import MAX_PROOFS, HubProofs
+from emcd_node.schema import MIGRATIONS
 from tests.support.node_network import DEPLOYMENT, DOMAIN, HUB_KEY, NODE_KEY
 
 

@@ -7,9 +7,8 @@ import tomllib
 from pathlib import Path
 
 import emcd_node
-from emcd_node.config import NodeConfig
-
 from emcd.config import decode
+from emcd_node.config import NodeConfig
 
 README = Path(emcd_node.__file__).with_name("README.md")
 

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from emcd_node import queries
-from emcd_node.receipt_book import ReceiptBook
-from emcd_node.schema import MIGRATIONS
 
 from emcd.clock import ManualClock
 from emcd.errors import RecoverableError, RemoteProtocolError
@@ -19,6 +16,9 @@ from emcd.proto.control import BatchMessage, decode_control
 from emcd.proto.records import BATCH_RECORDS, Receipt, RecordKind, batch_root
 from emcd.proto.signing import require_signer
 from emcd.testing import temporary_ledger
+from emcd_node import queries
+from emcd_node.receipt_book import ReceiptBook
+from emcd_node.schema import MIGRATIONS
 from tests.support.node_network import DEPLOYMENT, DOMAIN, NODE_KEY, make_meta
 
 

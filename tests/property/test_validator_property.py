@@ -1,0 +1,93 @@
+"""Properties of the validator's pure parts."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emcd.errors import RemoteProtocolError
+from emcd.proto.hashing import keccak
+from emcd.testing import make_key
+from emcd_validator.corpus import Leaf, decode_leaf, encode_leaf, find_fault
+from emcd_validator.corpus_tree import build_levels, build_path, compute_root, is_leaf
+from emcd_validator.judge import Judgement, read_answer
+from emcd_validator.plan import Draws, Slot, draw_plan, probe_window_ms
+from emcd_validator.probe_request import PATH, build_request, upstream_hash
+from emcd_validator.statement import read_commitment, read_evidence, read_reveal, read_seals, read_votes
+from tests.support.validator_world import make_deployment
+
+PARAMS = make_deployment(1_800_000_000).params
+NODES = [make_key(f"node-{i}").address for i in range(5)]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["vote", "votes", "reveal", "signature", "probes", "seal", "x"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+leaves = st.builds(
+    Leaf,
+    st.binary(min_size=16, max_size=16),
+    st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=4).map(tuple),
+    st.just(True),
+    st.sampled_from(["", "float", "base64"]),
+)
+
+
+@given(st.integers(1, 70), st.data())
+def test_tree_any_size_opens_each_leaf_at_its_index_alone(count: int, data: st.DataObject) -> None:
+    hashes = [keccak(bytes([i])) for i in range(count)]
+    levels = build_levels(hashes)
+    root = compute_root(count, levels[-1][0])
+    index, other = data.draw(st.integers(0, count - 1)), data.draw(st.integers(0, count + 3))
+    path = build_path(levels, index)
+    assert is_leaf(root, count, index, hashes[index], path)
+    assert is_leaf(root, count, other, hashes[index], path) == (other == index)
+
+
+@given(leaves)
+def test_leaf_round_trips_unless_it_is_at_fault(leaf: Leaf) -> None:
+    if not find_fault(leaf):
+        assert decode_leaf(encode_leaf(leaf)) == leaf
+
+
+@given(st.binary(max_size=200))
+def test_leaf_garbage_is_refused_or_canonical(data: bytes) -> None:
+    with suppress(RemoteProtocolError):
+        assert encode_leaf(decode_leaf(data)) == data
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 30), st.integers(1, 3))
+def test_plan_draws_distinct_leaves_within_the_window(seed: bytes, leaf_count: int, slots: int) -> None:
+    wanted = [Slot(node, slot) for node in NODES for slot in range(slots)]
+    plan = draw_plan(Draws(seed, keccak(b"beacon")), wanted, leaf_count, PARAMS, 9)
+    drawn = [item.leaf_index for item in plan if item.leaf_index is not None]
+    assert len(drawn) == len(set(drawn)) == min(leaf_count, len(wanted))
+    assert all(0 <= index < leaf_count for index in drawn)
+    first, last = probe_window_ms(PARAMS, 9)
+    assert all(first <= item.due_at_ms < last for item in plan)
+
+
+@given(leaves, st.sampled_from(NODES))
+def test_request_node_choice_never_reaches_the_node(leaf: Leaf, node: str) -> None:
+    body = build_request(leaf, "all-MiniLM-L6-v2", NODES[0])
+    other = build_request(leaf, "all-MiniLM-L6-v2", node)  # type: ignore[arg-type]
+    assert upstream_hash(PATH, body) == upstream_hash(PATH, other) is not None
+
+
+@given(st.binary(max_size=300))
+def test_answer_garbage_is_an_error_never_an_exception(body: bytes) -> None:
+    outcome = read_answer(body, 1, 384)
+    assert isinstance(outcome, Judgement)
+
+
+@given(JSON)
+def test_pages_garbage_is_refused(page: object) -> None:
+    for read in (read_commitment, read_reveal, read_votes, read_seals, read_evidence):
+        with suppress(RemoteProtocolError):
+            read(page)

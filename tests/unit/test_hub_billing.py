@@ -1,0 +1,111 @@
+"""Accounts in memory, keys, secrets."""
+
+from __future__ import annotations
+
+import pytest
+
+from emcd.errors import LocalProtocolError
+from emcd_hub.billing.book import AccountBook, Charge, Refused, Reservation
+from emcd_hub.billing.keys import KeyIndex
+from emcd_hub.billing.secret import equals, hash_secret, is_well_formed, make_secret, public_part
+from emcd_hub.bootstrap import make_api_key
+
+
+def reserve(book: AccountBook, wanted: int, least: int | None = None) -> Reservation:
+    held = book.reserve("a", wanted, wanted if least is None else least)
+    assert isinstance(held, Reservation)
+    return held
+
+
+def test_grants_are_used_before_the_vault() -> None:
+    book = AccountBook()
+    book.load("a", 30, 100)
+    assert book.settle(reserve(book, 50), 50) == Charge(30, 20)
+    assert book.settle(reserve(book, 50), 50) == Charge(0, 50)
+
+
+def test_vault_first_when_configured() -> None:
+    book = AccountBook(use_first="vault")
+    book.load("a", 30, 40)
+    assert book.settle(reserve(book, 50), 50) == Charge(10, 40)
+
+
+def test_reserved_credits_are_not_reserved_twice() -> None:
+    book = AccountBook()
+    book.load("a", 100, 0)
+    first = reserve(book, 60)
+    assert book.reserve("a", 60, 60) is Refused.INSUFFICIENT
+    assert reserve(book, 60, 1).amount_micro == 40
+    book.release(first)
+    assert reserve(book, 60).amount_micro == 60
+
+
+def test_reservation_extends_as_far_as_the_account_reaches() -> None:
+    book = AccountBook()
+    book.load("a", 100, 0)
+    held = reserve(book, 10)
+    reserve(book, 50)
+    assert book.extend(held, 30) == 30
+    assert book.extend(held, 500) == 50
+    assert book.extend(held, 5) == 50
+
+
+def test_unknown_account_and_too_many_calls_are_outcomes() -> None:
+    book = AccountBook(max_calls=1)
+    book.load("a", 100, 0)
+    assert book.reserve("b", 1, 1) is Refused.NO_ACCOUNT
+    reserve(book, 1)
+    assert book.reserve("a", 1, 1) is Refused.TOO_MANY_CALLS
+
+
+def test_misuse_is_a_fault_and_changes_nothing() -> None:
+    book = AccountBook()
+    account = book.load("a", 100, 0)
+    held = reserve(book, 10)
+    for charge in (11, -1):
+        with pytest.raises(LocalProtocolError):
+            book.settle(held, charge)
+    book.settle(held, 10)
+    with pytest.raises(LocalProtocolError):
+        book.settle(held, 0)
+    with pytest.raises(LocalProtocolError):
+        book.extend(held, 5)
+    with pytest.raises(LocalProtocolError):
+        book.load("a", 1, 1)
+    with pytest.raises(LocalProtocolError):
+        book.credit("b", 1, 1)
+    book.release(held)
+    assert (account.granted_micro, account.reserved_micro, account.calls) == (90, 0, 0)
+
+
+def test_undone_purchase_never_takes_what_is_reserved() -> None:
+    book = AccountBook()
+    account = book.load("a", 0, 100)
+    reserve(book, 70)
+    assert book.debit_vault("a", 100) == 30
+    assert account.free_micro == 0
+
+
+def test_secret_has_256_bits_and_shows_48() -> None:
+    secret = make_secret("emc_sk_", bytes)
+    assert secret == "emc_sk_" + "A" * 43
+    assert is_well_formed(secret)
+    assert public_part(secret) == "emc_sk_AAAAAAAA"
+    assert not is_well_formed(secret + "A")
+    assert not is_well_formed("emc_sk_" + "\xe4" * 43)
+    assert equals(hash_secret(secret), hash_secret(secret))
+
+
+def test_key_is_found_by_its_secret_alone() -> None:
+    index = KeyIndex()
+    mine, other = make_api_key("a"), make_api_key("b")
+    index.add(mine.key)
+    index.add(other.key)
+    assert index.find(mine.secret) == mine.key
+    twin = mine.secret[:15] + other.secret[15:]
+    assert public_part(twin) == mine.key.shown
+    assert index.find(twin) is None
+    assert index.find("") is None
+    assert index.remove(mine.key.key_id)
+    assert not index.remove(mine.key.key_id)
+    assert index.find(mine.secret) is None

@@ -1,0 +1,231 @@
+"""Pure parts of rounds: base, states, stages, estimates, statements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from emcd.accounting.terms import RoundTerms
+from emcd.errors import RemoteProtocolError
+from emcd.money import encode_wei
+from emcd.proto.address import address_bytes
+from emcd.proto.bundle import SnapshotEntry, ValidatorPower
+from emcd.proto.eip712 import Domain
+from emcd.proto.hashing import keccak
+from emcd.proto.json_form import to_json
+from emcd.proto.messages import PlanCommitment, RoundRoot
+from emcd.proto.params import NetworkParams
+from emcd.testing import make_key
+from emcd.types import ZERO_HASH, ParticipantRole
+from emcd_hub.rounds.accrual import NodeSoFar, estimate_rewards
+from emcd_hub.rounds.base import Choice, choose_base, is_quorum
+from emcd_hub.rounds.bundle_row import BundleFacts
+from emcd_hub.rounds.chain_row import PublicationRow
+from emcd_hub.rounds.state import cover_rounds, find_tips, round_state, split_stages
+from emcd_hub.rounds.statement import read_attestation_page, read_commitment_page, read_round_page
+from emcd_hub.rounds.view import RoundView
+
+DOMAIN = Domain(31337, make_key("staking").address)
+
+
+def facts(index: int) -> BundleFacts:
+    return BundleFacts(index, keccak(b"%d" % index), index - 1, ZERO_HASH, 0, 0, 0, 0, b"s" * 65)
+
+
+def publication(index: int, *, void: bool = False, active_at_s: int = 100) -> PublicationRow:
+    return PublicationRow(index, ZERO_HASH, ZERO_HASH, 0, active_at_s, ZERO_HASH, void)
+
+
+def base(
+    index: int,
+    closed: list[int],
+    published: dict[int, PublicationRow],
+    refused: tuple[int, ...] = (),
+    attested: tuple[int, ...] = (),
+) -> Choice:
+    newest_first = [facts(i) for i in sorted(closed, reverse=True)]
+    return choose_base(index, newest_first, published, refused.__contains__, attested.__contains__, 12)
+
+
+def test_round_builds_on_the_newest_that_stands() -> None:
+    assert base(5, [], {}) == Choice(-1, ())
+    assert base(5, [1, 2, 4], {}) == Choice(4, ())
+    assert base(5, [1, 2, 4], {4: publication(4, void=True)}) == Choice(2, (4,))
+    assert base(5, [1, 2, 4], {1: publication(1)}, refused=(4, 2)) == Choice(1, (4, 2))
+
+
+def test_round_nobody_published_in_time_is_left_behind() -> None:
+    assert base(20, [7], {}) == Choice(-1, (7,))
+    assert base(19, [7], {}) == Choice(7, ())
+    assert base(20, [7], {7: publication(7)}) == Choice(7, ())
+
+
+def test_round_that_builds_on_a_fallen_one_has_fallen_with_it() -> None:
+    chain = list(range(20, 30))
+    assert base(30, chain, {20: publication(20)}) == Choice(29, ())
+    assert base(30, chain, {20: publication(20)}, refused=(21,)).round == 20
+    assert base(30, [*range(10), *chain], {}, refused=(20,)).round == -1
+    assert base(30, chain, {20: publication(20)}, refused=(21,), attested=(25,)).round == 29
+
+
+def test_rounds_signed_long_ago_stand_by_the_newer_ones_that_are_signed() -> None:
+    chain = list(range(30))
+    assert base(30, chain, {}, attested=tuple(range(29))) == Choice(29, ())
+
+
+def test_round_is_paid_by_the_first_later_publication_that_builds_on_it() -> None:
+    closed = {i: facts(i) for i in range(6)}
+    rows = {2: publication(2), 3: publication(3, void=True), 4: publication(4)}
+    covered = cover_rounds(closed, rows)
+    assert {index: row.round for index, row in covered.items()} == {0: 2, 1: 2, 2: 2, 3: 4, 4: 4}
+
+
+def test_quorum_is_more_than_two_thirds() -> None:
+    nodes = [make_key(name).address for name in "abc"]
+    powers = tuple(ValidatorPower(node, encode_wei(10**24)) for node in nodes)
+    seen = view(validators=powers)
+    assert not is_quorum({address_bytes(node) for node in nodes[:2]}, seen)
+    assert is_quorum({address_bytes(node) for node in nodes}, seen)
+    assert not is_quorum(set(), view(validators=()))
+
+
+@pytest.mark.parametrize(
+    ("index", "closed", "published", "attested", "state"),
+    [
+        (9, None, None, False, "open"),
+        (8, None, None, False, "grace"),
+        (7, None, None, False, "grace"),
+        (6, None, None, False, ""),
+        (6, facts(6), None, False, "closed"),
+        (6, facts(6), None, True, "attested"),
+        (6, facts(6), publication(6, active_at_s=51), True, "published"),
+        (6, facts(6), publication(6, active_at_s=50), True, "active"),
+        (6, facts(6), publication(6, void=True), True, "void"),
+    ],
+)
+def test_round_has_one_state(index: int, closed: Any, published: Any, attested: bool, state: str) -> None:
+    found = round_state(index, 9, closed, published, is_attested=attested, now_s=50, void_after_rounds=12)
+    assert found == state
+
+
+def test_unpublished_round_becomes_void() -> None:
+    found = round_state(6, 21, facts(6), None, is_attested=True, now_s=0, void_after_rounds=12)
+    assert found == "void"
+
+
+def test_tips_pass_over_void_rounds() -> None:
+    rows = [publication(1, active_at_s=5), publication(2, active_at_s=9), publication(3, void=True)]
+    assert find_tips(rows, 7) == (2, 1)
+    assert find_tips([], 7) == (-1, -1)
+
+
+def test_every_wei_stands_in_one_stage() -> None:
+    wallet = make_key("w").address
+    stages = split_stages(wallet, {wallet: 100}, {wallet: 70}, {wallet: 40}, 25)
+    assert (stages.settled_wei, stages.published_wei, stages.claimable_wei, stages.claimed_wei) == (
+        30,
+        30,
+        15,
+        25,
+    )
+    assert stages.total_wei == 100
+    assert split_stages(wallet, {}, {}, {}, 0).total_wei == 0
+    assert split_stages(wallet, {}, {}, {}, 7).total_wei == 7
+
+
+def view(**changes: Any) -> RoundView:
+    node, judge = make_key("node").address, make_key("judge").address
+    seats = (
+        SnapshotEntry(
+            node, make_key("wn").address, int(ParticipantRole.COMPUTE), encode_wei(5000 * 10**18), 0, 0
+        ),
+        SnapshotEntry(
+            judge, make_key("wj").address, int(ParticipantRole.VALIDATOR), encode_wei(10**24), 360, 0
+        ),
+    )
+    values: dict[str, Any] = {
+        "round": 3,
+        "snapshot_block": 1,
+        "snapshot_hash": ZERO_HASH,
+        "beacon_block": 2,
+        "beacon_hash": ZERO_HASH,
+        "participants": seats,
+        "validators": (ValidatorPower(judge, encode_wei(10**24)),),
+        "endpoints": {},
+        **changes,
+    }
+    return RoundView(**values)
+
+
+def test_estimate_grows_with_the_round_and_needs_a_success() -> None:
+    params = NetworkParams(genesis_time_s=0)
+    node, wallet = make_key("node").address, make_key("wn").address
+    done = {node: NodeSoFar(2, 10**8)}
+    half = estimate_rewards(view(), params, done, frozenset({node}), 5_000)
+    full = estimate_rewards(view(), params, done, frozenset({node}), 10_000)
+    assert 0 < half[wallet] < full[wallet]
+    assert estimate_rewards(view(), params, {}, frozenset({node}), 10_000)[wallet] == 0
+    assert estimate_rewards(view(), params, done, frozenset(), 10_000)[wallet] == 0
+
+
+def terms() -> RoundTerms:
+    return RoundTerms(
+        3, make_key("hub").address, DOMAIN, NetworkParams(0), {}, {make_key("judge").address: 5}, {}
+    )
+
+
+def commitment_page(name: str, index: int = 3, signer: str = "") -> dict[str, Any]:
+    plan = PlanCommitment(make_key(name).address, index, keccak(b"c"), 1)
+    signature = make_key(signer or name).sign(DOMAIN, plan)
+    return {"commitment": to_json(plan), "signature": "0x" + signature.hex()}
+
+
+def test_statement_of_a_member_is_taken() -> None:
+    found = read_commitment_page(commitment_page("judge"), terms())
+    assert [entry.commitment.validator for entry in found.commitments] == [make_key("judge").address]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        commitment_page("stranger"),
+        commitment_page("judge", index=4),
+        commitment_page("judge", signer="stranger"),
+        {**commitment_page("judge"), "signature": "0x"},
+        {**commitment_page("judge"), "signature": 5},
+        {**commitment_page("judge"), "signature": "0x" + "00" * 65},
+        {},
+        [],
+        None,
+        "x",
+    ],
+)
+def test_any_other_statement_is_counted_and_dropped(page: Any) -> None:
+    found = read_commitment_page(page, terms())
+    assert (found.commitments, found.refused) == ((), 1)
+
+
+def test_page_of_many_keeps_the_good_ones() -> None:
+    page = {
+        "commitments": [commitment_page("stranger"), commitment_page("judge"), 7],
+        "reveals": [{}],
+        "votes": [{}],
+    }
+    found = read_round_page(page, terms())
+    assert (len(found.commitments), found.reveals, found.votes, found.refused) == (1, (), (), 4)
+    for wrong in ([], {"votes": {}}, {"reveals": [{}] * 65}):
+        with pytest.raises(RemoteProtocolError):
+            read_round_page(wrong, terms())
+
+
+def test_attestation_counts_only_with_its_validators_signature() -> None:
+    root = RoundRoot(3, keccak(b"b"), keccak(b"r"), 5)
+    key = make_key("judge")
+    page = {"round_root": to_json(root), "signature": "0x" + key.sign(DOMAIN, root).hex()}
+    assert read_attestation_page(page, DOMAIN, key.address).root == root
+    other_chain = Domain(1, DOMAIN.verifying_contract)
+    with pytest.raises(RemoteProtocolError):
+        read_attestation_page(page, other_chain, key.address)
+    with pytest.raises(RemoteProtocolError):
+        read_attestation_page(page, DOMAIN, make_key("stranger").address)

@@ -1,0 +1,171 @@
+"""The corpus: leaves, tree, file, and the generator."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from random import Random
+
+import pytest
+from click.testing import CliRunner
+
+from emcd.errors import ConfigError, RemoteProtocolError
+from emcd_validator.corpus import (
+    Corpus,
+    Leaf,
+    decode_leaf,
+    encode_leaf,
+    find_fault,
+    load_corpus,
+    write_corpus,
+)
+from emcd_validator.corpus_store import CorpusStore, is_low
+from emcd_validator.corpus_text import generate_leaves, leaves_of_texts
+from emcd_validator.corpus_tool import main
+from emcd_validator.corpus_tree import is_leaf, leaf_hash
+
+NONCE = bytes(16)
+
+
+def make_corpus(count: int = 40) -> Corpus:
+    return Corpus(tuple(encode_leaf(leaf) for leaf in generate_leaves(count, Random(1))))
+
+
+def test_round_corpus_opens_every_leaf() -> None:
+    tree = make_corpus().of_round(3, frozenset())
+    assert tree is not None
+    for index, data in enumerate(tree.leaves):
+        assert is_leaf(tree.root, tree.count, index, leaf_hash(data), tree.path(index))
+
+
+def test_round_corpus_wrong_index_count_or_path_does_not_open() -> None:
+    tree = make_corpus().of_round(3, frozenset())
+    assert tree is not None
+    hashed, path = leaf_hash(tree.leaves[1]), tree.path(1)
+    assert not is_leaf(tree.root, tree.count, 0, hashed, path)
+    assert not is_leaf(tree.root, tree.count - 1, 1, hashed, path)
+    assert not is_leaf(tree.root, tree.count, 1, hashed, (*path, path[0]))
+    assert not is_leaf(tree.root, tree.count, 1, hashed, (path[1], path[0], *path[2:]))
+    assert not is_leaf(tree.root, tree.count, 1, hashed, (b"", *path[1:]))
+    assert not is_leaf(tree.root, 1 << 40, 1, hashed, path)
+
+
+def test_round_corpora_of_neighbours_share_no_leaf() -> None:
+    corpus = make_corpus()
+    even, odd = corpus.of_round(4, frozenset()), corpus.of_round(5, frozenset())
+    assert even is not None
+    assert odd is not None
+    assert not set(even.leaves) & set(odd.leaves)
+    assert len(even.leaves) + len(odd.leaves) == len(corpus.leaves)
+
+
+def test_round_corpus_leaves_out_used_leaves_until_none_is_left() -> None:
+    corpus = make_corpus()
+    first = corpus.of_round(4, frozenset())
+    assert first is not None
+    used = frozenset({first.levels[0][0]})
+    second = corpus.of_round(6, used)
+    assert second is not None
+    assert first.leaves[0] not in second.leaves
+    assert corpus.of_round(4, frozenset(corpus.hashes)) is None
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        Leaf(b"short", ("a",), False, ""),
+        Leaf(NONCE, (), True, ""),
+        Leaf(NONCE, ("a", "b"), False, ""),
+        Leaf(NONCE, ("a",) * 17, True, ""),
+        Leaf(NONCE, (" ",), False, ""),
+        Leaf(NONCE, ("a" * 8001,), False, ""),
+    ],
+)
+def test_leaf_outside_its_bounds_is_a_fault(leaf: Leaf) -> None:
+    assert find_fault(leaf)
+    with pytest.raises(RemoteProtocolError, match="EMC-1803"):
+        decode_leaf(encode_leaf(leaf))
+
+
+def test_leaf_not_in_canonical_form_is_refused() -> None:
+    data = encode_leaf(Leaf(NONCE, ("text",), False, "float"))
+    longer = data.replace(b"\xa4text", b"\xd9\x04text")
+    assert longer != data
+    with pytest.raises(RemoteProtocolError, match="EMC-1803"):
+        decode_leaf(longer)
+
+
+def test_corpus_file_is_private_and_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    leaves = list(generate_leaves(10, Random(2)))
+    assert write_corpus(path, leaves) == 10
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load_corpus(path).leaves == tuple(map(encode_leaf, leaves))
+
+
+def test_corpus_file_open_to_everybody_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    write_corpus(path, generate_leaves(4, Random(2)))
+    path.chmod(0o604)
+    with pytest.raises(ConfigError, match="EMC-1106"):
+        load_corpus(path)
+
+
+def test_corpus_file_with_a_bad_line_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    write_corpus(path, generate_leaves(2, Random(2)))
+    path.write_bytes(path.read_bytes() + b'["AAAA", [], true, ""]\n')
+    with pytest.raises(ConfigError, match=r"EMC-1804.*line 3"):
+        load_corpus(path)
+
+
+def test_corpus_file_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    write_corpus(path, generate_leaves(2, Random(2)))
+    with pytest.raises(ConfigError, match="EMC-1804"):
+        write_corpus(path, generate_leaves(2, Random(3)))
+
+
+def test_generated_leaves_differ_between_corpora_and_mix_their_forms() -> None:
+    first, second = list(generate_leaves(300, Random(1))), list(generate_leaves(300, Random(2)))
+    assert not {leaf.texts for leaf in first} & {leaf.texts for leaf in second}
+    assert {leaf.as_list for leaf in first} == {True, False}
+    assert {leaf.encoding for leaf in first} == {"", "float", "base64"}
+    lengths = sorted(len(text.split()) for leaf in first for text in leaf.texts)
+    assert lengths[0] < 12
+    assert lengths[-1] > 80
+    assert not any(map(find_fault, first))
+
+
+def test_leaves_of_texts_use_every_passage_once() -> None:
+    document = " ".join(f"Sentence number {i} of a document." for i in range(200))
+    leaves = list(leaves_of_texts([document], Random(1)))
+    texts = [text for leaf in leaves for text in leaf.texts]
+    assert len(texts) == len(set(texts))
+    assert not any(map(find_fault, leaves))
+
+
+def test_corpus_tool_builds_a_corpus_from_texts(tmp_path: Path) -> None:
+    source, out = tmp_path / "own.txt", tmp_path / "corpus.jsonl"
+    source.write_text("First sentence here. Second sentence here.\n\nAnother paragraph.", "utf-8")
+    result = CliRunner().invoke(main, [str(source), "--out", str(out), "--generate", "50"])
+    assert result.exit_code == 0, result.output
+    assert len(load_corpus(out).leaves) >= 51
+
+
+def test_store_generates_once_and_tops_up_what_was_used(tmp_path: Path) -> None:
+    store = CorpusStore(tmp_path / "data" / "v-corpus.jsonl", 100, is_generated=True)
+    corpus = store.ensure()
+    assert store.ensure() == corpus
+    used = frozenset(corpus.hashes[:80])
+    assert is_low(corpus, used)
+    fuller = store.top_up(corpus, used)
+    assert len(fuller.leaves) == 100
+    assert not set(fuller.hashes) & used
+    assert set(corpus.hashes[80:]) <= set(fuller.hashes)
+    assert store.ensure() == fuller
+
+
+def test_store_never_generates_an_operators_corpus(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="EMC-1804"):
+        CorpusStore(tmp_path / "mine.jsonl", 100, is_generated=False).ensure()
