@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from emcd_devchain.genesis import OfflineRpc, prepare_chain
 
 from emcd.accounting.reward_tree import RewardTree
 from emcd.chain import Call, CallReverted, Chain, ChainConfig, JsonRpc, PublicationState
@@ -19,6 +18,7 @@ from emcd.proto.messages import RoundRoot
 from emcd.proto.params import devnet_params
 from emcd.testing import make_key
 from emcd.types import ParticipantRole
+from emcd_devchain.genesis import OfflineRpc, prepare_chain
 from tests.support.anvil import Anvil, running_anvil
 from tests.support.devchain import ETHER
 from tests.support.network import GENESIS_S, HOLDER, LiveNetwork, deploy, empty_chain, make_plan

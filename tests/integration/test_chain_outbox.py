@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from emcd_devchain.genesis import OfflineRpc
 
 from emcd.chain import Call, Confirmed, Failed, Outbox, OutboxPolicy, Replaced, RpcRefused, TxIntent
 from emcd.chain.tx import FeePolicy
@@ -17,6 +16,7 @@ from emcd.errors import LocalProtocolError, RecoverableError
 from emcd.ledger import Ledger
 from emcd.ledger.outbox_store import LedgerOutboxStore
 from emcd.testing import make_key
+from emcd_devchain.genesis import OfflineRpc
 from tests.support.devchain import CHAIN_ID, ETHER, GWEI, POOR, RICH, creation, make_chain, raw, sign_raw
 from tests.support.outbox import Crash, CrashPoint, LyingRpc, MemoryStore
 

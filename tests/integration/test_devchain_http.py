@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import trio
-from emcd_devchain.app import MAX_BATCH, MAX_BODY_BYTES
 
 from emcd.errors import ConfigError
 from emcd.ledger import Ledger
 from emcd.net.http_client import request
+from emcd_devchain.app import MAX_BATCH, MAX_BODY_BYTES
 from tests.support.devchain import running_devchain
 
 
@@ -159,11 +159,10 @@ async def test_block_identifiers_of_eip_1898_are_understood(url: str) -> None:
 
 
 async def test_role_new_file_without_funded_accounts_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    from emcd_devchain.config import DevchainConfig
-    from emcd_devchain.role import Devchain
-
     from emcd.config import Listen
     from emcd.testing import make_context
+    from emcd_devchain.config import DevchainConfig
+    from emcd_devchain.role import Devchain
 
     role = Devchain(DevchainConfig(listen=Listen("127.0.0.1", 0)))
     await role.setup(make_context("devchain", ledger, data_dir=tmp_path))

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+
 from emcd_devchain.evm import EvmChain
 from emcd_devchain.store import ChainStore, LogFilter
 from emcd_devchain.vm import DevVM, decode_header
-
 from tests.support.devchain import CHAIN_ID, ETHER, POOR, raw
 
 pytestmark = pytest.mark.chaos

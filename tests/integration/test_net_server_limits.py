@@ -1,5 +1,4 @@
 """The HTTP server's bounds: size, time, number, and requests that two readers would read apart."""
-# ruff: noqa: E501 -- one row of the table is one line
 
 from __future__ import annotations
 

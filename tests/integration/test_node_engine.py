@@ -10,10 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from emcd_node import engine_model, queries
-from emcd_node.config import ModelConfig, NodeConfig
-from emcd_node.role import SPEC, NodeRole
-from emcd_node.schema import MIGRATIONS
 
 from emcd.clock import SystemClock
 from emcd.config import KeyFile
@@ -23,6 +19,10 @@ from emcd.ledger import Ledger
 from emcd.proto.control import CallEnd, decode_part, encode
 from emcd.role import HealthState
 from emcd.testing import make_context, running_role, temporary_ledger
+from emcd_node import engine_model, queries
+from emcd_node.config import ModelConfig, NodeConfig
+from emcd_node.role import SPEC, NodeRole
+from emcd_node.schema import MIGRATIONS
 from tests.support.inference_engine import MODELS, SILENCE, ScriptedEngine, answer, scripted_engine, sse
 from tests.support.node_network import (
     CHAT,

@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import trio
 from click.testing import CliRunner, Result
-from emcd_node.cli import node
-from emcd_node.config import NodeConfig
-from emcd_node.registration import fetch_next_nonce, send_binding, sign_binding
 from eth_account import Account
 
 from emcd.chain import CallReverted
@@ -26,6 +23,9 @@ from emcd.proto.network import encode_deployment
 from emcd.proto.signing import require_signer
 from emcd.testing import make_key
 from emcd.types import ParticipantRole
+from emcd_node.cli import node
+from emcd_node.config import NodeConfig
+from emcd_node.registration import fetch_next_nonce, send_binding, sign_binding
 from tests.support.network import HOLDER, deploy, empty_chain
 from tests.support.node_network import DEPLOYMENT, DOMAIN, HUB_KEY, NODE_KEY
 

@@ -12,10 +12,6 @@ import msgspec
 import numpy as np
 import pytest
 import trio
-from emcd_node import queries
-from emcd_node.config import ModelConfig, NodeConfig
-from emcd_node.role import SPEC, NodeRole
-from emcd_node.schema import MIGRATIONS
 
 from emcd.clock import SystemClock
 from emcd.config import KeyFile
@@ -30,6 +26,10 @@ from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root
 from emcd.proto.signing import require_signer
 from emcd.role import HealthState
 from emcd.testing import make_context, make_key, running_role, temporary_ledger
+from emcd_node import queries
+from emcd_node.config import ModelConfig, NodeConfig
+from emcd_node.role import SPEC, NodeRole
+from emcd_node.schema import MIGRATIONS
 from tests.support.inference_model import fp32_files, int8_files, shared_models_dir
 from tests.support.node_network import (
     CHAT,

@@ -1,0 +1,1 @@
+"""The hub's listeners: the API that users call, the pages around it, and the operator's."""

@@ -1,0 +1,177 @@
+"""The description of the public API, kept by hand; a test compares it with the routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code", "emc_code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+                "emc_code": {"type": "string", "pattern": "^EMC-[0-9]{4}$"},
+            },
+        }
+    },
+}
+_HEX = {"type": "string", "pattern": "^0x[0-9a-f]*$"}
+_KEY: list[dict[str, list[str]]] = [{"apiKey": []}]
+_CALL_HEADERS = {
+    name: {"description": text, "schema": {"type": "string"}}
+    for name, text in (
+        ("x-emc-call-id", "id of the call, for its receipt"),
+        ("x-emc-node", "address of the node that did it"),
+        ("x-emc-credits", "credits charged (whole answers)"),
+        ("x-emc-credits-reserved", "credits held at the beginning (streams)"),
+    )
+}
+
+
+def _json(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": schema or {"type": "object"}}},
+    }
+
+
+def _errors(*statuses: int) -> dict[str, Any]:
+    return {str(status): {"$ref": "#/components/responses/Error"} for status in statuses}
+
+
+def _parameter(name: str, description: str, where: str = "path") -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": where,
+        "required": where == "path",
+        "description": description,
+        "schema": {"type": "string"},
+    }
+
+
+def _call(summary: str, required: list[str], *, streams: bool) -> dict[str, Any]:
+    ok = _json("the node's answer, as it came")
+    if streams:
+        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    ok["headers"] = _CALL_HEADERS
+    properties = {
+        "model": {"type": "string"},
+        "provider": {
+            "type": "object",
+            "description": "only these nodes may do it; never shown to a node",
+            "properties": {"only": {"type": "array", "items": {"type": "string"}}},
+        },
+    }
+    body = {"type": "object", "required": required, "properties": properties, "additionalProperties": True}
+    return {
+        "post": {
+            "summary": summary,
+            "security": _KEY,
+            "parameters": [_parameter("x-emc-provider", "the same as provider.only, by commas", "header")],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+            "responses": {"200": ok, **_errors(400, 401, 404, 413, 429, 502, 503)},
+        }
+    }
+
+
+def _get(
+    summary: str,
+    description: str,
+    *errors: int,
+    parameters: list[dict[str, Any]] | None = None,
+    key: bool = False,
+) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "responses": {"200": _json(description), **_errors(*errors)},
+    }
+    if parameters:
+        operation["parameters"] = parameters
+    if key:
+        operation["security"] = _KEY
+    return {"get": operation}
+
+
+_ROUND = [_parameter("round", "index, from 0 at genesis")]
+_WALLET = [_parameter("address", "EIP-55 checksummed")]
+
+_EXTRACTIONS = _get("A wallet's extraction requests", "with their states", 400, parameters=_WALLET)
+_EXTRACTIONS["post"] = {
+    "summary": "Ask for rewards up to a round, signed by the wallet",
+    "parameters": _WALLET,
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["extraction", "signature"],
+                    "properties": {"extraction": {"type": "object"}, "signature": _HEX},
+                }
+            }
+        },
+    },
+    "responses": {"202": _json("taken: id and state"), **_errors(400, 401, 409, 429)},
+}
+
+OPENAPI: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "emcd hub",
+        "version": "1",
+        "description": "OpenAI's API over a network of compute nodes, with a receipt for every call.",
+    },
+    "paths": {
+        "/v1/chat/completions": _call("Chat", ["model", "messages"], streams=True),
+        "/v1/completions": _call("Completions", ["model", "prompt"], streams=True),
+        "/v1/embeddings": _call("Embeddings", ["model", "input"], streams=False),
+        "/v1/models": _get("Models served now", "OpenAI's list, with manifests and prices", 401, 429, key=True),
+        "/v1/models/{model}": _get(
+            "One model", "as in the list", 401, 404, 429, parameters=[_parameter("model", "its name")], key=True
+        ),
+        "/v1/calls/{call_id}/receipt": _get(
+            "A call's three records and their proofs; 202 while a proof is still to come",
+            "forward, receipt, delivery, each with the signed batch it stands in",
+            400, 401, 404, 429,
+            parameters=[_parameter("call_id", "from x-emc-call-id")], key=True,
+        ),
+        "/api/nodes": _get("Connected nodes", "address, models, capacity, last status"),
+        "/api/rounds": _get("The last 50 rounds", "the open round and the states"),
+        "/api/rounds/{round}": _get("One round", "its results and signatures", 400, 404, parameters=_ROUND),
+        "/api/rounds/{round}/bundle": {
+            "get": {
+                "summary": "The canonical bundle of a closed round",
+                "parameters": _ROUND,
+                "responses": {
+                    "200": {
+                        "description": "bytes; x-emc-bundle-hash and x-emc-bundle-seal beside them",
+                        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+                    },
+                    **_errors(400, 404),
+                },
+            }
+        },
+        "/api/wallets/{address}/rewards": _get(
+            "What a wallet has earned", "accrued (an estimate) to claimed, and the proof", 400, parameters=_WALLET
+        ),
+        "/api/wallets/{address}/extractions": _EXTRACTIONS,
+        "/api/extractions": _get(
+            "Requests of all wallets, for settlers", "requests of one state", 400,
+            parameters=[_parameter("state", "requested (default)", "query")],
+        ),
+        "/healthz": _get("Is the process alive", "yes"),
+        "/readyz": _get("Can the daemon serve", "every role's state", 503),
+        "/metrics": {"get": {"summary": "Prometheus", "responses": {"200": {"description": "text format"}}}},
+        "/openapi.json": _get("This document", "OpenAPI 3.1"),
+    },
+    "components": {
+        "securitySchemes": {"apiKey": {"type": "http", "scheme": "bearer", "bearerFormat": "emc_sk_..."}},
+        "responses": {"Error": _json("OpenAI's shape, with our code", _ERROR)},
+    },
+}  # fmt: skip

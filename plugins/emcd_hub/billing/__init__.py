@@ -1,0 +1,1 @@
+"""Accounts, API keys, credits: who may call, and what it costs."""

@@ -1,0 +1,172 @@
+"""SQL of accounts, keys, grants and statements. Every function runs inside the ledger's transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from emcd.ledger import Connection, Row
+from emcd.proto.hashing import keccak
+from emcd_hub.billing.keys import ApiKey
+
+
+class Granted(Enum):
+    """What came of a grant."""
+
+    DONE = "done"
+    REPEATED = "repeated"
+    CONFLICT = "conflict"
+    NO_ACCOUNT = "no account"
+
+
+@dataclass(frozen=True)
+class AccountRow:
+    """An account as it stands on disk."""
+
+    account_id: str
+    name: str
+    vault_account: bytes
+    granted_micro: int
+    vault_micro: int
+    created_at_ms: int
+
+
+def vault_account(account_id: str) -> bytes:
+    """The bytes32 that a buyer names in the credit vault: keccak of the account id's text."""
+    return keccak(account_id.encode())
+
+
+def insert_account(con: Connection, account_id: str, name: str, at_ms: int) -> AccountRow:
+    """Create an account; one that has the name already is returned as it is."""
+    con.execute(
+        "INSERT INTO hub_accounts VALUES (?, ?, ?, 0, 0, ?) ON CONFLICT (name) DO NOTHING",
+        (account_id, name, vault_account(account_id), at_ms),
+    )
+    found = find_account_by_name(con, name)
+    assert found is not None
+    return found
+
+
+def find_account(con: Connection, account_id: str) -> AccountRow | None:
+    return _account(con.execute("SELECT * FROM hub_accounts WHERE account_id = ?", (account_id,)).fetchone())
+
+
+def find_account_by_name(con: Connection, name: str) -> AccountRow | None:
+    return _account(con.execute("SELECT * FROM hub_accounts WHERE name = ?", (name,)).fetchone())
+
+
+def list_accounts(con: Connection) -> list[AccountRow]:
+    rows = con.execute("SELECT * FROM hub_accounts ORDER BY created_at_ms, account_id")
+    return [AccountRow(*row) for row in rows]
+
+
+def insert_api_key(con: Connection, key: ApiKey, label: str, at_ms: int) -> None:
+    con.execute(
+        "INSERT INTO hub_api_keys VALUES (?, ?, ?, ?, ?, ?, NULL)",
+        (key.key_id, key.account_id, key.key_hash, key.shown, label, at_ms),
+    )
+
+
+def revoke_api_key(con: Connection, key_id: str, at_ms: int) -> bool:
+    """Returns: whether there was such a key, revoked before or not."""
+    con.execute(
+        "UPDATE hub_api_keys SET revoked_at_ms = ? WHERE key_id = ? AND revoked_at_ms IS NULL",
+        (at_ms, key_id),
+    )
+    return con.execute("SELECT 1 FROM hub_api_keys WHERE key_id = ?", (key_id,)).fetchone() is not None
+
+
+def list_live_keys(con: Connection) -> list[ApiKey]:
+    rows = con.execute(
+        "SELECT key_id, account_id, key_hash, shown FROM hub_api_keys WHERE revoked_at_ms IS NULL"
+    )
+    return [ApiKey(row["key_id"], row["account_id"], row["key_hash"], row["shown"]) for row in rows]
+
+
+def list_keys_shown(con: Connection) -> list[dict[str, Any]]:
+    """Every key as an operator may see it."""
+    rows = con.execute(
+        "SELECT key_id, account_id, shown, label, created_at_ms, revoked_at_ms FROM hub_api_keys"
+        " ORDER BY created_at_ms, key_id"
+    )
+    return [dict(row) for row in rows]
+
+
+def insert_grant(
+    con: Connection, account_id: str, credits_micro: int, key: str, note: str, at_ms: int
+) -> Granted:
+    """Give an operator's credits, once per idempotency key."""
+    if find_account(con, account_id) is None:
+        return Granted.NO_ACCOUNT
+    row = con.execute(
+        "SELECT account_id, granted_micro FROM hub_movements WHERE idempotency_key = ?", (f"grant:{key}",)
+    ).fetchone()
+    if row is not None:
+        same = row["account_id"] == account_id and row["granted_micro"] == credits_micro
+        return Granted.REPEATED if same else Granted.CONFLICT
+    insert_movement(con, account_id, "grant", f"grant:{key}", credits_micro, 0, note, at_ms)
+    return Granted.DONE
+
+
+def insert_movement(
+    con: Connection,
+    account_id: str,
+    kind: str,
+    key: str,
+    granted_micro: int,
+    vault_micro: int,
+    note: str,
+    at_ms: int,
+) -> None:
+    """A movement that is no call, and the balance with it."""
+    con.execute(
+        "INSERT INTO hub_movements VALUES (NULL, ?, ?, ?, ?, ?, ?, ?)",
+        (account_id, kind, key, granted_micro, vault_micro, note, at_ms),
+    )
+    con.execute(
+        "UPDATE hub_accounts SET granted_micro = granted_micro + ?, vault_micro = vault_micro + ?"
+        " WHERE account_id = ?",
+        (granted_micro, vault_micro, account_id),
+    )
+
+
+def list_movements(con: Connection, account_id: str, limit: int) -> list[dict[str, Any]]:
+    rows = con.execute(
+        "SELECT kind, granted_micro, vault_micro, note, at_ms FROM hub_movements"
+        " WHERE account_id = ? ORDER BY movement_id DESC LIMIT ?",
+        (account_id, limit),
+    )
+    return [dict(row) for row in rows]
+
+
+def list_usage(con: Connection, account_id: str, limit: int) -> list[dict[str, Any]]:
+    rows = con.execute(
+        "SELECT round, calls, granted_micro, vault_micro FROM hub_usage"
+        " WHERE account_id = ? ORDER BY round DESC LIMIT ?",
+        (account_id, limit),
+    )
+    return [dict(row) for row in rows]
+
+
+def find_imbalance(con: Connection) -> str | None:
+    """The first account whose statement does not add up to its balance, or None. For audits and tests."""
+    row = con.execute(_IMBALANCE).fetchone()
+    return None if row is None else str(row["account_id"])
+
+
+_IMBALANCE = """
+SELECT a.account_id FROM hub_accounts a
+LEFT JOIN (SELECT account_id, sum(granted_micro) g, sum(vault_micro) v FROM hub_movements GROUP BY 1) m USING (account_id)
+LEFT JOIN (SELECT account_id, sum(granted_micro) g, sum(vault_micro) v, sum(calls) n FROM hub_usage GROUP BY 1) u
+    USING (account_id)
+LEFT JOIN (SELECT account_id, sum(granted_micro) g, sum(vault_micro) v, count(*) n FROM hub_calls GROUP BY 1) c
+    USING (account_id)
+WHERE a.granted_micro != coalesce(m.g, 0) - coalesce(u.g, 0) OR a.vault_micro != coalesce(m.v, 0) - coalesce(u.v, 0)
+    OR coalesce(u.g, 0) != coalesce(c.g, 0) OR coalesce(u.v, 0) != coalesce(c.v, 0) OR coalesce(u.n, 0) != coalesce(c.n, 0)
+LIMIT 1
+"""
+
+
+def _account(row: Row | None) -> AccountRow | None:
+    return None if row is None else AccountRow(*row)

@@ -1,0 +1,1 @@
+"""The path of one call: reserve, route, forward, relay, record, settle."""

@@ -1,0 +1,194 @@
+"""`emcd api-key` and `emcd credits`: the operator's commands, over the hub's admin listener."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import trio
+
+from emcd.command import emit, json_option
+from emcd.errors import ConfigError, RecoverableError
+from emcd.money import MICRO_PER_CREDIT, format_credits_floor
+from emcd.net.http_client import request
+
+TOKEN_VARIABLE = "EMCD_ADMIN_TOKEN"
+URL_VARIABLE = "EMCD_ADMIN_URL"
+DEFAULT_URL = "http://127.0.0.1:8422"
+TIMEOUT_S = 20.0
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class AdminClient:
+    """The admin listener at one URL."""
+
+    url: str
+    token: str
+
+    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        """Do one request. Raises: RecoverableError EMC-1770, or what the HTTP client raises."""
+        return trio.run(self._call, method, path, body)
+
+    async def _call(self, method: str, path: str, body: object) -> dict[str, Any]:
+        answer = await request(
+            method,
+            self.url.rstrip("/") + path,
+            json=body,
+            headers={"authorization": f"Bearer {self.token}"},
+            timeout_s=TIMEOUT_S,
+            max_bytes=16 << 20,
+        )
+        try:
+            document = answer.json()
+        except RecoverableError:
+            document = None
+        if not isinstance(document, dict) or not 200 <= answer.status < 300:
+            error = document.get("error") if isinstance(document, dict) else None
+            reason = error.get("message") if isinstance(error, dict) else f"status {answer.status}"
+            raise RecoverableError("EMC-1770", str(reason)[:300])
+        return document
+
+
+def admin_options(command: F) -> F:
+    """Add --url and --token-file; the command gets an `AdminClient` as `admin`."""
+
+    @click.option(
+        "--url", envvar=URL_VARIABLE, default=DEFAULT_URL, show_default=True, help="The admin listener."
+    )
+    @click.option(
+        "--token-file",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help=f"A file with the token alone, or a devnet.json; without it {TOKEN_VARIABLE} is used.",
+    )
+    @wraps(command)
+    def wrapped(*args: Any, url: str, token_file: Path | None, **kwargs: Any) -> Any:
+        return command(*args, admin=AdminClient(url, read_token(token_file)), **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def read_token(file: Path | None) -> str:
+    """The admin token from a file or the environment. Raises: ConfigError EMC-1771."""
+    text = file.read_text("utf-8").strip() if file is not None else os.environ.get(TOKEN_VARIABLE, "")
+    if text.startswith("{"):
+        try:
+            text = str(json.loads(text).get("admin_token", ""))
+        except ValueError as exc:
+            raise ConfigError("EMC-1771", f"{file} is not JSON") from exc
+    if not text or not text.isascii() or any(c.isspace() for c in text):
+        raise ConfigError("EMC-1771", f"{file or TOKEN_VARIABLE} holds no token")
+    return text
+
+
+@click.group("api-key")
+def api_key() -> None:
+    """Create, list and revoke the API keys of a hub."""
+
+
+@api_key.command("create")
+@click.argument("account")
+@click.option("--label", default="", help="What the key is for.")
+@admin_options
+@json_option
+def create_key(account: str, label: str, admin: AdminClient, as_json: bool) -> None:
+    """Make a key for ACCOUNT, a name (made when it is new) or an acct_... id. It is shown once."""
+    named = {"account_id": account} if account.startswith("acct_") else {"account_name": account}
+    made = admin.call("POST", "/admin/api-keys", {**named, "label": label})
+    emit(
+        made, f"{made['api_key']}\n  {made['key_id']} of {made['account_id']}; it is not shown again", as_json
+    )
+
+
+@api_key.command("list")
+@admin_options
+@json_option
+def list_keys(admin: AdminClient, as_json: bool) -> None:
+    """Show all keys by their public part, revoked ones included."""
+    found = admin.call("GET", "/admin/api-keys")
+    lines = [
+        f"{key['key_id']}  {key['shown']}...  {key['account_id']}  {key['label']}"
+        f"{'  revoked' if key['revoked_at_ms'] else ''}"
+        for key in found["api_keys"]
+    ]
+    emit(found, "\n".join(lines) or "no keys", as_json)
+
+
+@api_key.command("revoke")
+@click.argument("key_id")
+@admin_options
+@json_option
+def revoke_key(key_id: str, admin: AdminClient, as_json: bool) -> None:
+    """Revoke the key KEY_ID at once; calls in flight still end."""
+    if not key_id.isascii() or not key_id.replace("_", "").isalnum():
+        raise ConfigError("EMC-1742", f"{key_id!r} is not a key id (key_...)")
+    emit(admin.call("DELETE", f"/admin/api-keys/{key_id}"), f"{key_id} is revoked", as_json)
+
+
+@click.group("credits")
+def credits() -> None:
+    """Grant credits, and show an account's books."""
+
+
+@credits.command("grant")
+@click.argument("account")
+@click.argument("amount", type=click.FloatRange(min=0, min_open=True))
+@click.option("--key", default="", help="The grant's own name: the same again grants nothing more.")
+@click.option("--note", default="", help="Why; it stands in the account's statement.")
+@admin_options
+@json_option
+def grant(account: str, amount: float, key: str, note: str, admin: AdminClient, as_json: bool) -> None:
+    """Give ACCOUNT (a name or an acct_... id) AMOUNT credits. They work for calls and weigh nothing."""
+    account_id = find_account(admin, account)["account_id"]
+    body = {
+        "account_id": account_id,
+        "credits_micro": str(round(amount * MICRO_PER_CREDIT)),
+        "key": key or secrets.token_hex(16),
+        "note": note,
+    }
+    found = admin.call("POST", "/admin/credits", body)
+    said = "was granted before" if found["repeated"] else "granted"
+    emit(found, f"{said}; {_show_balance(found)}", as_json)
+
+
+@credits.command("show")
+@click.argument("account")
+@admin_options
+@json_option
+def show(account: str, admin: AdminClient, as_json: bool) -> None:
+    """Show the balance and the statement of ACCOUNT (a name or an acct_... id)."""
+    account_id = find_account(admin, account)["account_id"]
+    found = admin.call("GET", f"/admin/accounts/{account_id}")
+    lines = [
+        f"{found['name']} ({account_id})",
+        f"  {_show_balance(found)}",
+        f"  vault account {found['vault_account']}",
+    ]
+    for row in found["movements"]:
+        amount = int(row["granted_micro"]) + int(row["vault_micro"])
+        lines.append(f"  {row['kind']:<8} {format_credits_floor(amount):>16}  {row['note']}")
+    for row in found["usage"]:
+        amount = int(row["granted_micro"]) + int(row["vault_micro"])
+        lines.append(f"  round {row['round']}: {row['calls']} calls, {format_credits_floor(amount)} credits")
+    emit(found, "\n".join(lines), as_json)
+
+
+def find_account(admin: AdminClient, account: str) -> dict[str, Any]:
+    """An account by id or name. Raises: ConfigError EMC-1742."""
+    for row in admin.call("GET", "/admin/accounts")["accounts"]:
+        if account in (row["account_id"], row["name"]):
+            return dict(row)
+    raise ConfigError("EMC-1742", f"there is no account {account!r}")
+
+
+def _show_balance(found: dict[str, Any]) -> str:
+    granted, vault = int(found["granted_micro"]), int(found["vault_micro"])
+    return f"{format_credits_floor(granted)} credits granted, {format_credits_floor(vault)} from the vault"

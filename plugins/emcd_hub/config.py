@@ -1,0 +1,91 @@
+"""The hub's settings: the fields are the keys of its [[role]] table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from emcd.config import Fault, KeyFile, Listen, setting
+from emcd.types import Address, Hash
+from emcd_hub.calls.limits import CallLimits
+
+Scope = Literal["keys", "credits", "read"]
+_HEX_64 = r"[0-9a-f]{64}"
+
+
+@dataclass(frozen=True)
+class AdminToken:
+    """Who may use the admin listener. Only the token's SHA-256 stands here."""
+
+    name: str = setting(minimum=1, maximum=64)
+    token_hash: str = setting(pattern=_HEX_64, doc="sha256 of the token, 64 hex digits")
+    scopes: tuple[Scope, ...] = setting(minimum=1)
+
+
+@dataclass(frozen=True)
+class HubConfig:
+    """See README.md; times are seconds."""
+
+    key: KeyFile
+    listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8420), doc="the API that users call")
+    tunnel_listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8421), doc="where nodes connect")
+    admin_listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8422), doc="for the operator alone")
+    admin_tokens: tuple[AdminToken, ...] = ()
+    admit: Literal["staked", "listed"] = setting(
+        "staked", doc="staked: nodes bound and staked on chain, and allowed_nodes; listed: allowed_nodes only"
+    )
+    allowed_nodes: tuple[Address, ...] = setting((), doc="nodes that may join whatever the chain says")
+    manifests: dict[str, tuple[Hash, ...]] = setting(
+        factory=dict, doc="model name -> the only manifest hashes that may serve it; others: any"
+    )
+    use_first: Literal["granted", "vault"] = setting("granted", doc="which credits a call uses first")
+    default_output_tokens: int = setting(
+        4096, minimum=1, maximum=1_000_000, doc="reserved per choice where a client sets no max_tokens"
+    )
+    body_bytes: int = setting(4 * 1024 * 1024, minimum=1024, maximum=16 * 1024 * 1024)
+    answer_bytes: int = setting(64 * 1024 * 1024, minimum=1024)
+    max_attempts: int = setting(3, minimum=1, maximum=10, doc="nodes that are tried for one call")
+    head_timeout_s: float = setting(60.0, minimum=0.05, doc="until a stream begins")
+    idle_timeout_s: float = setting(60.0, minimum=0.05, doc="between two pieces of a stream")
+    call_timeout_s: float = setting(600.0, minimum=0.05, doc="for an answer that is not streamed")
+    queue_timeout_s: float = setting(10.0, minimum=0.0, doc="for a node to have room")
+    max_waiting: int = setting(1024, minimum=0)
+    max_calls: int = setting(2048, minimum=1)
+    max_calls_per_account: int = setting(512, minimum=1)
+    max_connections: int = setting(4096, minimum=16)
+    wrong_keys_per_minute: int = setting(30, minimum=1, doc="failed authentications of one address")
+    registry_poll_s: float = setting(2.0, minimum=0.1, doc="how often the chain's registry is read")
+    collect_poll_s: float = setting(
+        5.0, minimum=0.1, doc="how often validators are asked for what is missing"
+    )
+    private_validators: bool = setting(
+        False, doc="validators' endpoints may be http or private addresses (always so on a loopback hub)"
+    )
+
+    def check(self) -> list[Fault]:
+        faults = []
+        names = [token.name for token in self.admin_tokens]
+        if len(set(names)) != len(names):
+            faults.append(Fault("admin_tokens", "two tokens have one name"))
+        listens = [self.listen, self.tunnel_listen, self.admin_listen]
+        ports = [(listen.host, listen.port) for listen in listens if listen.port]
+        if len(set(ports)) != len(ports):
+            faults.append(Fault("", "listen, tunnel_listen and admin_listen must differ"))
+        if self.admit == "listed" and not self.allowed_nodes:
+            faults.append(Fault("allowed_nodes", 'is empty, so with admit = "listed" no node may join'))
+        return faults
+
+    @property
+    def call_limits(self) -> CallLimits:
+        return CallLimits(
+            use_first=self.use_first,
+            default_output_tokens=self.default_output_tokens,
+            max_attempts=self.max_attempts,
+            head_timeout_s=self.head_timeout_s,
+            idle_timeout_s=self.idle_timeout_s,
+            call_timeout_s=self.call_timeout_s,
+            answer_bytes=self.answer_bytes,
+            queue_timeout_s=self.queue_timeout_s,
+            max_waiting=self.max_waiting,
+            max_calls=self.max_calls,
+        )

@@ -1,0 +1,201 @@
+"""A node's tunnel from its first status to its end: what the node says, and what it is told.
+
+Invariants: a node's fault costs the node, never the hub: it is answered with a numbered notice,
+and a node that goes on is disconnected; what is sent to a node waits in a bounded queue, so that
+one that does not read stalls nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+import trio
+
+from emcd.bus import Bus
+from emcd.clock import Clock
+from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.events import NODES, NodeMoved
+from emcd.ledger import Connection, Ledger
+from emcd.proto.bundle import StatusEntry
+from emcd.proto.control import BatchMessage, Control, NoticeMessage, StatusMessage, decode_control, encode
+from emcd.proto.eip712 import Domain
+from emcd.proto.params import NetworkParams, PriceTable
+from emcd.types import Address
+from emcd_hub.metrics import NODES_ONLINE, count_node_fault
+from emcd_hub.nodes.board import NodeBoard, NodeEntry
+from emcd_hub.nodes.link import NodeLink
+from emcd_hub.nodes.status import ModelInfo, require_models, require_status
+from emcd_hub.records.receipt_desk import ReceiptDesk
+
+OUTBOX = 256
+"""Messages that wait for a node: a minute of proofs; what comes on top is dropped."""
+MAX_FAULTS = 20
+FAULT_REFILL_S = 10.0
+MESSAGES_PER_S = 50.0
+MESSAGE_BURST = 200.0
+SEND_TIMEOUT_S = 15.0
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class NodeGate:
+    """Serves the control side of every node's tunnel."""
+
+    def __init__(
+        self,
+        *,
+        hub: Address,
+        domain: Domain,
+        params: NetworkParams,
+        prices: PriceTable,
+        manifests: Mapping[str, frozenset[bytes]],
+        board: NodeBoard,
+        desk: ReceiptDesk,
+        ledger: Ledger,
+        clock: Clock,
+        bus: Bus,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """`manifests`: for a model name that stands there, the only manifest hashes it is served by."""
+        self._hub = hub
+        self._domain = domain
+        self._params = params
+        self._prices = prices
+        self._manifests = manifests
+        self._board = board
+        self._desk = desk
+        self._ledger = ledger
+        self._clock = clock
+        self._bus = bus
+        self._log = log
+        self._outboxes: dict[Address, trio.MemorySendChannel[bytes]] = {}
+        self._scopes: dict[Address, trio.CancelScope] = {}
+        self._persisted: tuple[int, set[Address]] = (-1, set())
+
+    async def serve(self, link: NodeLink) -> None:
+        """Live with a tunnel until it ends. Cancellation: the node is gone."""
+        entry = self._board.join(link)
+        send, receive = trio.open_memory_channel[bytes](OUTBOX)
+        self._outboxes[link.address] = send
+        log = self._log.bind(node=link.address)
+        log.info("node connected")
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scopes[link.address] = nursery.cancel_scope
+                nursery.start_soon(self._send, link, receive)
+                await self._listen(entry, log)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._board.leave(entry)
+            if self._outboxes.get(link.address) is send:
+                del self._outboxes[link.address], self._scopes[link.address]
+            self._changed(entry.address, online=False)
+            log.info("node disconnected")
+
+    async def notify(self, node: Address, message: bytes) -> None:
+        """Queue a message for a node; dropped when it is away or does not read."""
+        outbox = self._outboxes.get(node)
+        if outbox is not None:
+            try:
+                outbox.send_nowait(message)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                count_node_fault("outbox")
+
+    def dismiss(self, node: Address) -> None:
+        """Close a node's tunnel: it is not admitted any more."""
+        if node in self._scopes:
+            self._log.warning("node dismissed", node=node)
+            self._scopes[node].cancel()
+
+    def expire(self) -> None:
+        """Take nodes out whose status is too old. Called about once a second."""
+        now_ms = self._clock.now_ms()
+        for entry in self._board.expire(now_ms):
+            self._changed(entry.address, online=False)
+        NODES_ONLINE.set(sum(self._board.is_online(entry, now_ms) for entry in self._board.list_entries()))
+
+    async def _send(self, link: NodeLink, receive: trio.MemoryReceiveChannel[bytes]) -> None:
+        async for message in receive:
+            with trio.move_on_after(SEND_TIMEOUT_S):
+                try:
+                    await link.send_control(message)
+                except RecoverableError:
+                    return
+
+    async def _listen(self, entry: NodeEntry, log: structlog.stdlib.BoundLogger) -> None:
+        allowance = MESSAGE_BURST
+        faults = 0.0
+        last = trio.current_time()
+        async for raw in entry.link.controls():
+            now = trio.current_time()
+            allowance = min(MESSAGE_BURST, allowance + (now - last) * MESSAGES_PER_S) - 1
+            faults = max(0.0, faults - (now - last) / FAULT_REFILL_S)
+            last = now
+            if allowance < 0:
+                await trio.sleep(-allowance / MESSAGES_PER_S)
+            try:
+                await self._handle(entry, decode_control(raw))
+            except RemoteProtocolError as exc:
+                faults += 1
+                count_node_fault(exc.code)
+                log.warning("node fault", code=exc.code, detail=exc.detail[:200])
+                await self.notify(entry.address, encode(NoticeMessage(exc.code, exc.detail[:400])))
+                if faults > MAX_FAULTS:
+                    log.error("node disconnected for its faults")
+                    return
+
+    async def _handle(self, entry: NodeEntry, message: Control) -> None:
+        if isinstance(message, StatusMessage):
+            await self._take_status(entry, message)
+        elif isinstance(message, BatchMessage):
+            await self._desk.take(entry.address, message)
+        else:
+            raise RemoteProtocolError("EMC-1727", f"a node does not send {type(message).__name__}")
+
+    async def _take_status(self, entry: NodeEntry, message: StatusMessage) -> None:
+        now_ms = self._clock.now_ms()
+        status = require_status(
+            message,
+            domain=self._domain,
+            hub=self._hub,
+            node=entry.address,
+            now_ms=now_ms,
+            last_sequence=entry.sequence,
+        )
+        models = entry.manifests = require_models(message, entry.manifests, self._prices)
+        fresh = not self._board.is_online(entry, now_ms)
+        served = [info for info in models.values() if self._is_served(info)]
+        self._board.apply_status(entry, status, served, now_ms)
+        await self._persist(now_ms, StatusEntry(status, message.signature))
+        if fresh:
+            self._changed(entry.address, online=True)
+        if len(served) < len(models):
+            raise RemoteProtocolError(
+                "EMC-1728", "a model's manifest is not the one that this hub serves by that name"
+            )
+
+    def _is_served(self, info: ModelInfo) -> bool:
+        allowed = self._manifests.get(info.name)
+        return allowed is None or info.model_hash in allowed
+
+    async def _persist(self, now_ms: int, entry: StatusEntry) -> None:
+        """Keep a node's first status of the round: it is the evidence that the node was online."""
+        index = self._params.round_at(now_ms)
+        node = entry.status.node
+        if self._persisted[0] != index:
+            self._persisted = (index, set())
+        if index < 0 or node in self._persisted[1]:
+            return
+        row = (index, node, _encode(entry))
+
+        def store(con: Connection) -> None:
+            con.execute("INSERT INTO hub_statuses VALUES (?, ?, ?) ON CONFLICT DO NOTHING", row)
+
+        await self._ledger.write(store)
+        if self._persisted[0] == index:
+            self._persisted[1].add(node)
+
+    def _changed(self, node: Address, *, online: bool) -> None:
+        self._bus.publish(NODES, NodeMoved(node, online))

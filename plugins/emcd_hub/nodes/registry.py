@@ -1,0 +1,91 @@
+"""Who may join: the chain's bound and staked compute nodes, or a list in the config.
+
+Owns a copy of the registry that is at most seconds old. Invariant: without a copy nobody is
+admitted who is not on the operator's own list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from emcd.errors import EmcdError
+from emcd.types import Address, ParticipantRole
+
+STALE_AFTER_S = 1.0
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A bound participant as far as the hub cares."""
+
+    node: Address
+    wallet: Address
+    role: ParticipantRole
+    stake_wei: int
+    pending_wei: int
+    endpoint: str
+
+
+Fetch = Callable[[], Awaitable[Sequence[Registered]]]
+
+
+class NodeRegistry:
+    """The participants of the network."""
+
+    def __init__(
+        self, fetch: Fetch, *, minimum_wei: int, listed: Collection[Address], only_listed: bool
+    ) -> None:
+        self._fetch = fetch
+        self._minimum_wei = minimum_wei
+        self._listed = frozenset(listed)
+        self._only_listed = only_listed
+        self._known: dict[Address, Registered] = {}
+        self._read_at = -math.inf
+        self._reading = trio.Lock()
+
+    async def refresh(self) -> None:
+        """Read the registry. Raises: RecoverableError when the chain can't be read."""
+        async with self._reading:
+            rows = await self._fetch()
+            self._known = {row.node: row for row in rows}
+            self._read_at = trio.current_time()
+
+    def find(self, node: Address) -> Registered | None:
+        return self._known.get(node)
+
+    def has_wallet(self, wallet: Address) -> bool:
+        """Whether a participant is bound to the wallet."""
+        return any(row.wallet == wallet for row in self._known.values())
+
+    def list_role(self, role: ParticipantRole) -> list[Registered]:
+        return [row for row in self._known.values() if row.role is role]
+
+    async def may_join(self, node: Address, role: ParticipantRole) -> bool:
+        """Whether a node that has proven its key is admitted; asks the chain when the copy says no."""
+        if role is not ParticipantRole.COMPUTE:
+            return False
+        if node in self._listed:
+            return True
+        if self._only_listed:
+            return False
+        if self._is_staked(node):
+            return True
+        if trio.current_time() - self._read_at < STALE_AFTER_S:
+            return False
+        try:
+            await self.refresh()
+        except EmcdError:
+            return False
+        return self._is_staked(node)
+
+    def may_stay(self, node: Address) -> bool:
+        """The same for a node that is here, by the copy."""
+        return node in self._listed or (not self._only_listed and self._is_staked(node))
+
+    def _is_staked(self, node: Address) -> bool:
+        row = self._known.get(node)
+        return row is not None and row.role is ParticipantRole.COMPUTE and row.stake_wei >= self._minimum_wei

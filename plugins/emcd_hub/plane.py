@@ -1,0 +1,112 @@
+"""The call plane: everything a call needs, put together from the ledger and the config.
+
+Nothing here waits but `load_plane`, which reads the ledger once; tasks are the role's.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from emcd.keys import SigningKey
+from emcd.proto.records import RecordKind
+from emcd.role import RoleContext
+from emcd.types import Address
+from emcd_hub.billing.book import AccountBook
+from emcd_hub.billing.keys import KeyIndex
+from emcd_hub.billing.office import BillingOffice
+from emcd_hub.calls.gateway import Gateway
+from emcd_hub.calls.recorder import CallRecorder
+from emcd_hub.config import HubConfig
+from emcd_hub.nodes.board import NodeBoard
+from emcd_hub.nodes.gate import NodeGate
+from emcd_hub.records.batcher import Batcher
+from emcd_hub.records.call_row import find_last_seq
+from emcd_hub.records.receipt_desk import ReceiptDesk
+from emcd_hub.records.unsigned import find_unsigned
+
+
+@dataclass(frozen=True)
+class CallPlane:
+    """The parts."""
+
+    book: AccountBook
+    keys: KeyIndex
+    office: BillingOffice
+    board: NodeBoard
+    batcher: Batcher
+    desk: ReceiptDesk
+    gate: NodeGate
+    gateway: Gateway
+
+
+class _Sink:
+    """Where the recorder sends record hashes."""
+
+    def __init__(self, batcher: Batcher, desk: ReceiptDesk) -> None:
+        self.add = batcher.add
+        self.expect_receipt = desk.expect
+
+
+async def load_plane(
+    config: HubConfig, ctx: RoleContext, key: SigningKey, is_open: Callable[[], str]
+) -> CallPlane:
+    """Build the plane, and queue again what a crash left unsigned."""
+    deployment = ctx.deployment
+    params, domain = deployment.params, deployment.staking_domain
+    keep_ms = (params.carry_rounds + 2) * params.round_s * 1000
+    book = AccountBook(use_first=config.use_first, max_calls=config.max_calls_per_account)
+    keys = KeyIndex()
+    office = BillingOffice(ledger=ctx.ledger, clock=ctx.clock, book=book, keys=keys)
+    await office.load()
+    board = NodeBoard(params.online_window_ms)
+    desk = ReceiptDesk(domain=domain, ledger=ctx.ledger, clock=ctx.clock, keep_ms=keep_ms)
+    gate = NodeGate(
+        hub=key.address,
+        domain=domain,
+        params=params,
+        prices=deployment.prices,
+        manifests={name: frozenset(map(bytes, hashes)) for name, hashes in config.manifests.items()},
+        board=board,
+        desk=desk,
+        ledger=ctx.ledger,
+        clock=ctx.clock,
+        bus=ctx.bus,
+        log=ctx.log,
+    )
+    batcher = Batcher(signer=key, domain=domain, ledger=ctx.ledger, clock=ctx.clock, notify=gate.notify)
+    last_seq = await _restore(ctx, key.address, batcher, desk, keep_ms)
+    recorder = CallRecorder(
+        hub=key.address,
+        params=params,
+        price_version=deployment.prices.version,
+        ledger=ctx.ledger,
+        clock=ctx.clock,
+        book=book,
+        sink=_Sink(batcher, desk),
+        random_bytes=secrets.token_bytes,
+        last_seq=last_seq,
+    )
+    gateway = Gateway(
+        board=board,
+        book=book,
+        recorder=recorder,
+        limits=config.call_limits,
+        is_open=is_open,
+        draw=random.randrange,
+    )
+    return CallPlane(book, keys, office, board, batcher, desk, gate, gateway)
+
+
+async def _restore(ctx: RoleContext, hub: Address, batcher: Batcher, desk: ReceiptDesk, keep_ms: int) -> int:
+    """Returns: the largest call number in use."""
+    since_ms = ctx.clock.now_ms() - keep_ms
+    last_seq, unsigned = await ctx.ledger.read(
+        lambda con: (find_last_seq(con), find_unsigned(con, hub, since_ms)), timeout_s=120
+    )
+    batcher.restore(RecordKind.FORWARD, unsigned.forwards)
+    batcher.restore(RecordKind.DELIVERY, unsigned.deliveries)
+    desk.restore(unsigned.receipts)
+    return last_seq

@@ -1,0 +1,215 @@
+"""The hub as the daemon sees it: what is started in which order, and how it ends.
+
+Owns the order of things and nothing else: calls are in `calls/`, nodes in `nodes/`, records in
+`records/`, rounds in `rounds/`. Invariants: no listener is open before the ledger is read and the
+registry was asked for once; a drain answers what was promised before anything is closed.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+from starlette.routing import Route
+
+from emcd.errors import EmcdError
+from emcd.keys import SigningKey
+from emcd.net.http_limit import Limits
+from emcd.net.ratelimit import FailureLimiter
+from emcd.net.tunnel import serve_tunnels
+from emcd.role import Health, HealthBoard, HealthState, RoleContext, RoleSpec
+from emcd.types import ParticipantRole
+from emcd_hub.api.admin import AdminPages
+from emcd_hub.api.auth import FailureGuard, KeyGate
+from emcd_hub.api.page import build_app
+from emcd_hub.api.public import PublicApp
+from emcd_hub.api.rounds import RoundPages
+from emcd_hub.api.service import ServicePages
+from emcd_hub.config import HubConfig
+from emcd_hub.listener import find_tls, start_http
+from emcd_hub.nodes.registry import NodeRegistry, Registered
+from emcd_hub.plane import CallPlane, load_plane
+from emcd_hub.rounds.plane import RoundPlane, build_rounds
+from emcd_hub.schema import MIGRATIONS
+
+TICK_S = 1.0
+ADMIN_LIMITS = Limits(body_bytes=64 * 1024, connections=64)
+BAD_AFTER_FAILURES = 5
+
+
+class OneHub:
+    """Offered as a service, so that a second hub in one daemon is a fault at start."""
+
+
+class HubRole:
+    """One running hub."""
+
+    def __init__(self, config: HubConfig) -> None:
+        self._config = config
+        self._state = HealthState.STARTING
+        self._closed = "the hub is starting"
+        self._chain_failures = 0
+        self._http_drain = trio.Event()
+        self._tunnel_drain = trio.Event()
+        self._plane: CallPlane | None = None
+        self._rounds: RoundPlane | None = None
+        self.ports: dict[str, int] = {}
+        """The ports that are listened on: public, tunnel, admin."""
+        self.public_routes: list[Route] = []
+        """What the public listener serves beside calls; the API's description is compared with it."""
+
+    async def setup(self, ctx: RoleContext) -> None:
+        """Check what can be checked without asking anybody."""
+        self._ctx = ctx
+        self._key: SigningKey = ctx.load_key(self._config.key)
+        ctx.services.offer(OneHub, OneHub())
+        for listen in (self._config.listen, self._config.tunnel_listen, self._config.admin_listen):
+            find_tls(listen)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        ctx = self._ctx
+        self._plane = plane = await load_plane(self._config, ctx, self._key, self._why_closed)
+        self._registry = NodeRegistry(
+            self._fetch_registry,
+            minimum_wei=int.from_bytes(ctx.deployment.params.compute_minimum_wei, "big"),
+            listed=self._config.allowed_nodes,
+            only_listed=self._config.admit == "listed",
+        )
+        await self._read_registry()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(plane.batcher.run)
+            nursery.start_soon(self._tick)
+            nursery.start_soon(self._follow_registry)
+            if ctx.rpc is not None:
+                self._rounds = build_rounds(self._config, ctx, self._key, plane.book)
+                nursery.start_soon(self._rounds.keeper.run)
+                nursery.start_soon(self._rounds.watcher.run)
+            await self._listen(nursery, plane)
+            self._state, self._closed = HealthState.READY, ""
+            ctx.log.info("hub is ready", address=self._key.address, **self.ports)
+            task_status.started()
+
+    async def drain(self) -> None:
+        """Refuse new calls, finish those in flight, sign what is signed by nobody yet."""
+        self._state, self._closed = HealthState.DRAINING, "the hub is stopping"
+        if self._plane is not None:
+            await self._plane.gateway.wait_idle()
+            await self._plane.batcher.flush()
+        self._http_drain.set()
+        self._tunnel_drain.set()
+
+    def health(self) -> Health:
+        """Degraded while the chain can't be read or rounds are late: calls go on all the same."""
+        if self._state is not HealthState.READY:
+            return Health(self._state, self._closed)
+        problem = ""
+        if self._rounds is None:
+            problem = "no chain is configured: calls are recorded, rounds are not settled"
+        elif self._chain_failures >= BAD_AFTER_FAILURES:
+            problem = "the chain can't be read; check [chain] rpc_urls"
+        else:
+            problem = self._rounds.keeper.problem or self._rounds.watcher.problem
+        return Health(HealthState.DEGRADED, problem) if problem else Health(HealthState.READY)
+
+    def _why_closed(self) -> str:
+        """Why no call is taken, or "": before genesis there is no round that it could belong to."""
+        if not self._closed and self._ctx.deployment.params.round_at(self._ctx.clock.now_ms()) < 0:
+            return "the network's first round has not begun"
+        return self._closed
+
+    async def _listen(self, nursery: trio.Nursery, plane: CallPlane) -> None:
+        config, ctx = self._config, self._ctx
+        limiter = FailureLimiter(failures=config.wrong_keys_per_minute)
+        guard = FailureGuard(limiter)
+        gate = KeyGate(plane.keys, guard)
+        pages = ServicePages(
+            self._key.address, gate, plane.board, ctx.ledger, ctx.clock, ctx.services.find(HealthBoard)
+        )
+        routes = pages.routes()
+        if self._rounds is not None:
+            routes += self._round_pages(self._rounds, guard).routes()
+        self.public_routes = routes
+        public = PublicApp(gate, plane.gateway, build_app(routes, ctx.log), ctx.log)
+        admin = AdminPages(
+            office=plane.office,
+            ledger=ctx.ledger,
+            tokens=config.admin_tokens,
+            guard=FailureGuard(FailureLimiter()),
+        )
+        limits = Limits(body_bytes=config.body_bytes, connections=config.max_connections)
+        start = partial(start_http, nursery, drain=self._http_drain, log=ctx.log)
+        self.ports["admin"] = await start(
+            build_app(admin.routes(), ctx.log), config.admin_listen, ADMIN_LIMITS
+        )
+        tunnel = partial(
+            serve_tunnels,
+            host=config.tunnel_listen.host,
+            port=config.tunnel_listen.port,
+            key=self._key,
+            domain=ctx.deployment.staking_domain,
+            on_peer=plane.gate.serve,
+            authorize=self._registry.may_join,
+            ssl_context=find_tls(config.tunnel_listen),
+            drain=self._tunnel_drain,
+            clock=ctx.clock,
+        )
+        self.ports["tunnel"] = await nursery.start(tunnel)
+        self.ports["public"] = await start(public, config.listen, limits)
+
+    def _round_pages(self, rounds: RoundPlane, guard: FailureGuard) -> RoundPages:
+        ctx = self._ctx
+        return RoundPages(
+            deployment=ctx.deployment,
+            ledger=ctx.ledger,
+            clock=ctx.clock,
+            reader=rounds.reader,
+            guard=guard,
+            has_wallet=self._registry.has_wallet,
+            fetch_nonce=ctx.chain.distributor.fetch_extraction_nonce,
+        )
+
+    async def _tick(self) -> None:
+        """Once a second: statuses that are too old, receipts that wait."""
+        assert self._plane is not None
+        while True:
+            await trio.sleep(TICK_S)
+            self._plane.gate.expire()
+            await self._plane.desk.sweep()
+
+    async def _follow_registry(self) -> None:
+        assert self._plane is not None
+        while True:
+            await trio.sleep(self._config.registry_poll_s)
+            await self._read_registry()
+            if not self._chain_failures:
+                for entry in self._plane.board.list_entries():
+                    if not self._registry.may_stay(entry.address):
+                        self._plane.gate.dismiss(entry.address)
+
+    async def _read_registry(self) -> None:
+        if self._ctx.rpc is None:
+            return
+        try:
+            await self._registry.refresh()
+            self._chain_failures = 0
+        except EmcdError as exc:
+            self._chain_failures += 1
+            self._ctx.log.warning("registry not read", code=exc.code, detail=exc.detail)
+
+    async def _fetch_registry(self) -> list[Registered]:
+        chain = self._ctx.chain
+        rows = await chain.staking.fetch_participants(at=await chain.head())
+        return [
+            Registered(r.node, r.wallet, ParticipantRole(r.role), r.stake_wei, r.pending_wei, r.endpoint)
+            for r in rows
+        ]
+
+
+SPEC = RoleSpec(
+    kind="hub",
+    config=HubConfig,
+    build=HubRole,
+    summary="the API that users call, the records of every call, the rounds settled from them",
+    migrations=MIGRATIONS,
+)

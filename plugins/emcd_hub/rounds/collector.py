@@ -1,0 +1,148 @@
+"""Asks validators for what they signed: plans, reveals, votes, and their roots of closed rounds.
+
+The validators are asked each for itself and for all that it holds, so that one which answers its
+peers and not the hub makes no bundle incomplete. Invariants: every wait has a deadline, every
+answer a bound; one slow validator delays no other; what is kept was signed by a member of the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import structlog
+import trio
+
+from emcd.accounting.terms import RoundTerms
+from emcd.errors import ConfigError, EmcdError, RecoverableError, RemoteProtocolError
+from emcd.ledger import Ledger
+from emcd.net.http_client import Response, request
+from emcd.net.url_guard import parse_target, require_public
+from emcd.proto.address import address_bytes
+from emcd.proto.network import Deployment
+from emcd.types import Address
+from emcd_hub.rounds.evidence_row import insert_attestation, insert_statements, list_known, upsert_refusal
+from emcd_hub.rounds.statement import (
+    Statements,
+    decode_page,
+    read_attestation_page,
+    read_commitment_page,
+    read_refusal_page,
+    read_reveal_page,
+    read_round_page,
+)
+from emcd_hub.rounds.view import RoundView
+
+MAX_PAGE_BYTES = 4 << 20
+MAX_ROUND_PAGE_BYTES = 64 << 20
+SMALL_PAGE_BYTES = 64 << 10
+
+_Fetch = Callable[[Address], Awaitable[None]]
+
+
+class Collector:
+    """Fetches statements of one hub's rounds."""
+
+    def __init__(
+        self,
+        *,
+        hub: Address,
+        deployment: Deployment,
+        ledger: Ledger,
+        timeout_s: float,
+        any_endpoint: bool,
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """`any_endpoint`: take http and private addresses too, as on a devnet."""
+        self._hub = hub
+        self._deployment = deployment
+        self._ledger = ledger
+        self._timeout_s = timeout_s
+        self._any_endpoint = any_endpoint
+        self._log = log
+
+    async def collect_commitments(self, view: RoundView) -> None:
+        """Ask the members whose plan is missing."""
+        known = await self._ledger.read(lambda con: list_known(con, view.round, "commitment"))
+        missing = [node for node in view.endpoints if address_bytes(node) not in known]
+        if missing:
+            terms = await trio.to_thread.run_sync(view.terms, self._deployment, self._hub)
+            await self._each(missing, partial(self._fetch_commitment, view, terms))
+
+    async def collect_statements(self, view: RoundView) -> None:
+        """Ask every member for what it holds of a round that is over."""
+        terms = await trio.to_thread.run_sync(view.terms, self._deployment, self._hub)
+        await self._each(list(view.endpoints), partial(self._fetch_statements, view, terms))
+
+    async def collect_attestations(self, view: RoundView) -> tuple[int, int]:
+        """Ask members that have not signed a closed round's root. Returns: (signed, all) power in wei."""
+        known = await self._ledger.read(lambda con: list_known(con, view.round, "attestation"))
+        missing = [node for node in view.endpoints if address_bytes(node) not in known]
+        await self._each(missing, partial(self._fetch_attestation, view))
+        known = await self._ledger.read(lambda con: list_known(con, view.round, "attestation"))
+        powers = view.powers
+        return sum(p for node, p in powers.items() if address_bytes(node) in known), sum(powers.values())
+
+    async def _each(self, nodes: list[Address], fetch: _Fetch) -> None:
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(self._guarded, fetch, node)
+
+    async def _guarded(self, fetch: _Fetch, node: Address) -> None:
+        """One validator's fault is its own."""
+        try:
+            await fetch(node)
+        except (RecoverableError, RemoteProtocolError, ConfigError) as exc:
+            self._log.debug("validator not read", validator=node, code=exc.code, detail=exc.detail[:200])
+
+    async def _fetch_commitment(self, view: RoundView, terms: RoundTerms, node: Address) -> None:
+        answer = await self._get(view, node, f"/commitments/{view.round}", SMALL_PAGE_BYTES)
+        if answer.status == 200:
+            await self._keep(view, node, read_commitment_page(decode_page(answer.body), terms))
+
+    async def _fetch_statements(self, view: RoundView, terms: RoundTerms, node: Address) -> None:
+        pages = (
+            (f"/rounds/{view.round}", MAX_ROUND_PAGE_BYTES, read_round_page),
+            (f"/commitments/{view.round}", SMALL_PAGE_BYTES, read_commitment_page),
+            (f"/reveals/{view.round}", MAX_PAGE_BYTES, read_reveal_page),
+            (f"/votes/{view.round}", MAX_PAGE_BYTES, read_round_page),
+        )
+        for path, max_bytes, read in pages:
+            answer = await self._get(view, node, path, max_bytes)
+            if answer.status == 200:
+                page = await trio.to_thread.run_sync(decode_page, answer.body)
+                await self._keep(view, node, await trio.to_thread.run_sync(read, page, terms))
+                if path.startswith("/rounds/"):
+                    known = await self._ledger.read(lambda con: list_known(con, view.round, "reveal"))
+                    if address_bytes(node) in known:
+                        return
+
+    async def _fetch_attestation(self, view: RoundView, node: Address) -> None:
+        answer = await self._get(view, node, f"/attestations/{view.round}", SMALL_PAGE_BYTES)
+        page = decode_page(answer.body)
+        if answer.status == 200:
+            found = read_attestation_page(page, self._deployment.distributor_domain, node)
+            if found.root.round != view.round:
+                raise RemoteProtocolError("EMC-1751", f"a root of round {found.root.round}")
+            await self._ledger.write(
+                partial(insert_attestation, index=view.round, validator=node, item=found)
+            )
+        elif answer.status == 404:
+            code, reason = read_refusal_page(page)
+            await self._ledger.write(
+                partial(upsert_refusal, index=view.round, validator=node, code=code, reason=reason)
+            )
+
+    async def _keep(self, view: RoundView, node: Address, found: Statements) -> None:
+        if found.refused:
+            self._log.warning("statements refused", validator=node, round=view.round, count=found.refused)
+        if found.commitments or found.reveals or found.votes:
+            await self._ledger.write(partial(insert_statements, index=view.round, found=found))
+
+    async def _get(self, view: RoundView, node: Address, path: str, max_bytes: int) -> Response:
+        base = view.endpoints[node].rstrip("/")
+        try:
+            parse_target(base) if self._any_endpoint else require_public(base)
+        except EmcdError as exc:
+            raise ConfigError("EMC-1753", f"the endpoint of validator {node}: {exc.detail}") from exc
+        return await request("GET", base + path, timeout_s=self._timeout_s, max_bytes=max_bytes)

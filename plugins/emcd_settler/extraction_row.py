@@ -1,0 +1,175 @@
+"""Extraction requests on disk. SQL and nothing else.
+
+A request goes requested -> synchronised (an active root covers it, amount and proof are chosen)
+-> submitted -> claimed, or is refused with a reason. One that the wallet claims by itself ends
+synchronised, without a proof. Key: wallet and nonce, for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from emcd.ledger import Connection, Row
+from emcd.money import decode_wei, encode_wei
+from emcd.proto.messages import Extraction
+from emcd.types import Address, Hash
+
+MAX_OPEN = 4096
+"""Of all wallets: what a hub lists is not believed, so it can't fill the disk either."""
+
+_OPEN = "(state IN ('requested', 'submitted') OR (state = 'synchronised' AND proof IS NOT NULL))"
+
+
+class ExtractionState(Enum):
+    """Where a request stands."""
+
+    REQUESTED = "requested"
+    SYNCHRONISED = "synchronised"
+    SUBMITTED = "submitted"
+    CLAIMED = "claimed"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True)
+class ExtractionRow:
+    """A request, and what the settler chose to send for it."""
+
+    extraction: Extraction
+    signature: bytes
+    state: ExtractionState
+    attempt: int
+    cumulative_wei: int
+    proof: tuple[Hash, ...]
+    reason: str
+    tx_hash: bytes | None
+    changed_at_ms: int
+
+    @property
+    def wallet(self) -> Address:
+        return self.extraction.wallet
+
+
+def insert_request(
+    con: Connection, instance: str, extraction: Extraction, signature: bytes, now_ms: int
+) -> bool:
+    """Keep a request, once per wallet and nonce; the first stays.
+
+    Returns: False when it is not new, or one too many.
+    """
+    (count,) = con.execute(
+        f"SELECT count(*) FROM settler_extractions WHERE instance = ? AND {_OPEN}", (instance,)
+    ).fetchone()
+    if count >= MAX_OPEN:
+        return False
+    done = con.execute(
+        "INSERT INTO settler_extractions (instance, wallet, nonce, recipient, through_round, submit,"
+        " deadline, signature, state, changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'requested', ?)"
+        " ON CONFLICT DO NOTHING",
+        (
+            instance,
+            extraction.wallet,
+            encode_wei(extraction.nonce),
+            extraction.recipient,
+            extraction.through_round,
+            int(extraction.submit),
+            encode_wei(extraction.deadline),
+            signature,
+            now_ms,
+        ),
+    )
+    return bool(done.rowcount)
+
+
+def list_open(con: Connection, instance: str) -> list[ExtractionRow]:
+    """Requests that have not ended, a wallet's in the order of its nonces."""
+    rows = con.execute(
+        f"SELECT * FROM settler_extractions WHERE instance = ? AND {_OPEN} ORDER BY wallet, nonce",
+        (instance,),
+    )
+    return [_row(row) for row in rows]
+
+
+def find_request(con: Connection, instance: str, wallet: Address, nonce: int) -> ExtractionRow | None:
+    row = con.execute(
+        "SELECT * FROM settler_extractions WHERE instance = ? AND wallet = ? AND nonce = ?",
+        (instance, wallet, encode_wei(nonce)),
+    ).fetchone()
+    return None if row is None else _row(row)
+
+
+def set_synchronised(
+    con: Connection,
+    instance: str,
+    row: ExtractionRow,
+    cumulative_wei: int,
+    proof: Sequence[bytes],
+    now_ms: int,
+) -> None:
+    """Choose what will be claimed."""
+    _update(
+        con, instance, row, "state = 'synchronised', cumulative_wei = ?, proof = ?, changed_at_ms = ?",
+        (encode_wei(cumulative_wei), b"".join(proof), now_ms),
+    )  # fmt: skip
+
+
+def set_submitted(con: Connection, instance: str, row: ExtractionRow, now_ms: int) -> None:
+    _update(con, instance, row, "state = 'submitted', changed_at_ms = ?", (now_ms,))
+
+
+def set_again(con: Connection, instance: str, row: ExtractionRow, reason: str, now_ms: int) -> None:
+    """A claim ended without being paid, and may be tried against a newer root."""
+    _update(
+        con, instance, row, "state = 'requested', attempt = attempt + 1, reason = ?, changed_at_ms = ?",
+        (reason, now_ms),
+    )  # fmt: skip
+
+
+def set_ended(
+    con: Connection,
+    instance: str,
+    row: ExtractionRow,
+    state: ExtractionState,
+    now_ms: int,
+    *,
+    reason: str = "",
+    tx_hash: bytes | None = None,
+) -> None:
+    """Claimed, refused, or synchronised for the wallet to claim."""
+    _update(
+        con, instance, row, "state = ?, reason = ?, tx_hash = ?, changed_at_ms = ?",
+        (state.value, reason, tx_hash, now_ms),
+    )  # fmt: skip
+
+
+def _update(
+    con: Connection, instance: str, row: ExtractionRow, change: str, values: Sequence[object]
+) -> None:
+    con.execute(
+        f"UPDATE settler_extractions SET {change} WHERE instance = ? AND wallet = ? AND nonce = ?",
+        (*values, instance, row.wallet, encode_wei(row.extraction.nonce)),
+    )
+
+
+def _row(row: Row) -> ExtractionRow:
+    extraction = Extraction(
+        row["wallet"],
+        row["recipient"],
+        row["through_round"],
+        bool(row["submit"]),
+        decode_wei(bytes(row["nonce"])),
+        decode_wei(bytes(row["deadline"])),
+    )
+    proof = bytes(row["proof"] or b"")
+    return ExtractionRow(
+        extraction,
+        bytes(row["signature"]),
+        ExtractionState(row["state"]),
+        row["attempt"],
+        0 if row["cumulative_wei"] is None else decode_wei(bytes(row["cumulative_wei"])),
+        tuple(Hash(proof[at : at + 32]) for at in range(0, len(proof), 32)),
+        row["reason"],
+        None if row["tx_hash"] is None else bytes(row["tx_hash"]),
+        row["changed_at_ms"],
+    )

@@ -1,0 +1,290 @@
+"""Publishes roots: which round is due, its attestations, the transaction, what became of it.
+
+One round is on its way at a time. Invariants: what is written to the ledger comes before what is
+sent; the key of a transaction names the round, so a restart sends the same one; the contract takes
+a round once, whoever publishes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, assert_never
+
+import structlog
+
+from emcd.chain import Chain, Confirmed, Failed, Outbox, PublicationState, Replaced, TxIntent
+from emcd.clock import Clock
+from emcd.ledger import Connection, Ledger
+from emcd.proto.address import hex_hash
+from emcd.proto.messages import RoundRoot
+from emcd.proto.params import NetworkParams
+from emcd.types import Address
+from emcd_settler.attestation import describe_split, find_quorum, list_equivocators
+from emcd_settler.metrics import EQUIVOCATIONS, PUBLICATIONS
+from emcd_settler.peer import PeerCollector
+from emcd_settler.round_row import (
+    RoundRow,
+    RoundState,
+    add_attestations,
+    ensure_collecting,
+    expire_collecting,
+    find_in_flight,
+    find_round,
+    list_attestations,
+    list_unsettled,
+    load_quorum,
+    prune,
+    set_active,
+    set_quorum,
+    set_state,
+)
+
+T = TypeVar("T")
+
+CANDIDATES_AT_ONCE = 4
+"""Rounds asked for in one step: the first that is attested is published."""
+MAX_ATTEMPTS = 12
+KEPT_ROUNDS = 64
+_IMPOSSIBLE = frozenset(("RoundTooOld", "OverSchedule", "CumulativeFell", "ZeroRoot", "NoQuorum"))
+"""Refusals that no further attempt changes."""
+
+
+@dataclass(frozen=True)
+class Due:
+    """A root that covers `round` is wanted; `is_forced`: by extraction requests alone."""
+
+    round: int
+    is_forced: bool
+
+
+def find_due(closed: int, last: int, tip: int, every: int, wanted: Sequence[int]) -> Due | None:
+    """What must be published now, the lowest first.
+
+    Args: `closed` the newest closed round; `last` the newest published one, void ones included, and
+    `tip` the newest that is not void (-1: none); `every` how many rounds apart roots are published;
+    `wanted` the rounds that extraction requests ask for.
+    """
+    boundary = (closed + 1) // every * every - 1
+    targets = [(boundary, False), *((index, index != boundary) for index in wanted)]
+    due = [Due(max(index, last + 1), is_forced=forced) for index, forced in targets if index > tip]
+    return min((item for item in due if item.round <= closed), key=lambda item: item.round, default=None)
+
+
+class Publisher:
+    """`step` looks once and does what there is to do."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        params: NetworkParams,
+        every_rounds: int,
+        chain: Chain,
+        outbox: Outbox,
+        ledger: Ledger,
+        clock: Clock,
+        peers: PeerCollector,
+        list_wanted: Callable[[], Awaitable[Sequence[int]]],
+        is_worth: Callable[[RoundRoot], Awaitable[bool]],
+        log: structlog.stdlib.BoundLogger,
+    ) -> None:
+        """
+        Args:
+            list_wanted: the rounds that open extraction requests ask for.
+            is_worth: whether a root gives anything to those who asked for it.
+        """
+        self._instance = instance
+        self._params = params
+        self._every = every_rounds
+        self._chain = chain
+        self._outbox = outbox
+        self._ledger = ledger
+        self._clock = clock
+        self._peers = peers
+        self._list_wanted = list_wanted
+        self._is_worth = is_worth
+        self._log = log
+        self._endpoints: dict[Address, str] = {}
+        self._endpoints_of = (-1, -1)
+        self._tidied = -1
+
+    async def step(self) -> None:
+        """Raises: RecoverableError, CallReverted. Cancellation: at any point; the next step goes on."""
+        await self._settle_published()
+        row = await self._ledger.read(lambda con: find_in_flight(con, self._instance))
+        if row is None:
+            row = await self._find_quorum()
+        if row is not None and row.state is RoundState.QUORUM:
+            row = await self._submit(row)
+        if row is not None and row.state is RoundState.SUBMITTED:
+            await self._follow(row)
+
+    # ------------------------------------------------------------------ collecting
+
+    async def _find_quorum(self) -> RoundRow | None:
+        """The first round at or after the due one with a quorum, now marked so."""
+        closed = self._params.round_at(self._clock.now_ms()) - 2
+        last = await self._chain.distributor.find_last_round()
+        tip = await self._chain.distributor.find_tip_round()
+        oldest = closed + 2 - self._params.void_after_rounds
+        await self._tidy(closed, oldest)
+        wanted = await self._list_wanted()
+        due = find_due(closed, -1 if last is None else last, -1 if tip is None else tip, self._every, wanted)
+        if due is None:
+            return None
+        first = max(due.round, oldest, 0)
+        for index in range(first, min(closed + 1, first + CANDIDATES_AT_ONCE)):
+            row = await self._collect(index, is_forced=due.is_forced)
+            if row is not None:
+                return row
+        return None
+
+    async def _tidy(self, closed: int, oldest: int) -> None:
+        """Once a round: give up what found no quorum in time, forget what is long over."""
+        if closed == self._tidied:
+            return
+
+        def tidy(con: Connection, now_ms: int) -> None:
+            expire_collecting(con, self._instance, oldest, now_ms)
+            prune(con, self._instance, closed - KEPT_ROUNDS)
+
+        await self._write(tidy)
+        self._tidied = closed
+
+    async def _collect(self, index: int, *, is_forced: bool) -> RoundRow | None:
+        row = await self._ledger.read(lambda con: find_round(con, self._instance, index))
+        if row is None:
+            await self._write(lambda con, now: ensure_collecting(con, self._instance, index, now))
+        elif row.state is not RoundState.COLLECTING:
+            return None
+        epoch = self._params.epoch_of(index)
+        members = await self._chain.staking.fetch_validator_set(epoch)
+        powers = {node: int(power) for node, power in members.members}
+        fresh = await self._peers.collect(index, await self._find_endpoints(epoch, list(powers)))
+        before = await self._ledger.read(lambda con: list_attestations(con, self._instance, index))
+        known = [*before, *(item for item in fresh if item not in before)]
+        if len(known) > len(before):
+            await self._write(lambda con, _: add_attestations(con, self._instance, known))
+        for liar in sorted(list_equivocators(known) - list_equivocators(before)):
+            EQUIVOCATIONS.inc()
+            self._log.error("validator_signed_two_outcomes", code="EMC-1973", round=index, validator=liar)
+        quorum = find_quorum(powers, known)
+        if quorum is None:
+            self._log.info("round_without_quorum", round=index, signed=describe_split(powers, known))
+            return None
+        if is_forced and not await self._is_worth(quorum.root):
+            return None
+        chosen = quorum
+        await self._write(lambda con, now: set_quorum(con, self._instance, chosen, now))
+        self._log.info("round_has_quorum", round=index, root=hex_hash(quorum.root.root))
+        return await self._ledger.read(lambda con: find_round(con, self._instance, index))
+
+    async def _find_endpoints(self, epoch: int, nodes: list[Address]) -> dict[Address, str]:
+        """Where the validators of an epoch serve, read anew in every round."""
+        now = (epoch, self._params.round_at(self._clock.now_ms()))
+        if self._endpoints_of != now:
+            found = [await self._chain.staking.find_participant(node) for node in nodes]
+            self._endpoints = {
+                node: "" if participant is None else participant.endpoint
+                for node, participant in zip(nodes, found, strict=True)
+            }
+            self._endpoints_of = now
+        return self._endpoints
+
+    # ------------------------------------------------------------------ sending
+
+    async def _submit(self, row: RoundRow) -> RoundRow | None:
+        if await self._chain.distributor.fetch_paused_until_s() * 1000 > self._clock.now_ms():
+            return None
+        quorum = await self._ledger.read(lambda con: load_quorum(con, self._instance, row.round))
+        call = self._chain.distributor.submit_publish(quorum.root, quorum.signatures)
+        await self._outbox.submit(TxIntent(_key(row), call))
+        await self._write(
+            lambda con, now: set_state(con, self._instance, row.round, RoundState.SUBMITTED, now)
+        )
+        return await self._ledger.read(lambda con: find_round(con, self._instance, row.round))
+
+    async def _follow(self, row: RoundRow) -> None:
+        outcome = await self._outbox.find(_key(row))
+        match outcome:
+            case None:
+                return
+            case Confirmed():
+                await self._end(row, RoundState.CONFIRMED, tx_hash=outcome.tx_hash)
+            case Failed():
+                await self._after_failure(row, outcome.error_name, outcome.reason)
+            case Replaced():
+                await self._retry(row, "another transaction of the key used the nonce")
+            case _:
+                assert_never(outcome)
+
+    async def _after_failure(self, row: RoundRow, error_name: str, reason: str) -> None:
+        """Look at the chain: somebody else may have published the round, or a later one."""
+        quorum = await self._ledger.read(lambda con: load_quorum(con, self._instance, row.round))
+        publication = await self._chain.distributor.fetch_publication(row.round)
+        is_ours = (publication.bundle_hash, publication.root) == (quorum.root.bundle_hash, quorum.root.root)
+        last = await self._chain.distributor.find_last_round()
+        if publication.state is not PublicationState.NONE and is_ours:
+            await self._end(row, RoundState.CONFIRMED, reason="published by another settler")
+        elif last is not None and last >= row.round:
+            await self._end(row, RoundState.VOID, reason=f"round {last} was published before it")
+        elif error_name in _IMPOSSIBLE:
+            await self._end(row, RoundState.VOID, reason=reason)
+        else:
+            await self._retry(row, reason)
+
+    async def _retry(self, row: RoundRow, reason: str) -> None:
+        """Once more under a new key, a round later at the latest: the refusal was of the moment."""
+        if row.attempt + 1 >= MAX_ATTEMPTS:
+            await self._end(row, RoundState.VOID, reason=f"given up: {reason}")
+            return
+        wait_ms = min(self._params.round_s * 1000, 1000 * 2**row.attempt)
+        if self._clock.now_ms() < row.changed_at_ms + wait_ms:
+            return
+        await self._write(
+            lambda con, now: set_state(
+                con, self._instance, row.round, RoundState.QUORUM, now, reason=reason, attempt=row.attempt + 1
+            )
+        )
+        self._log.warning("publication_retried", round=row.round, attempt=row.attempt + 1, reason=reason)
+
+    async def _end(
+        self, row: RoundRow, state: RoundState, *, reason: str = "", tx_hash: bytes | None = None
+    ) -> None:
+        await self._write(
+            lambda con, now: set_state(
+                con, self._instance, row.round, state, now, reason=reason, tx_hash=tx_hash
+            )
+        )
+        PUBLICATIONS.labels(state.value).inc()
+        self._log.info("round_ended", round=row.round, state=state.value, reason=reason)
+
+    # ------------------------------------------------------------------ afterwards
+
+    async def _settle_published(self) -> None:
+        """See published rounds through their challenge delay: vetoed, or active and the fee paid."""
+        for row in await self._ledger.read(lambda con: list_unsettled(con, self._instance)):
+            publication = await self._chain.distributor.fetch_publication(row.round)
+            if publication.state is PublicationState.VOID:
+                await self._end(row, RoundState.VOID, reason="vetoed")
+            elif publication.state is PublicationState.ACTIVE:
+                if (
+                    publication.fee_wei
+                    and not publication.fee_paid
+                    and publication.publisher == self._outbox.address
+                ):
+                    call = self._chain.distributor.submit_pay_fee(row.round)
+                    await self._outbox.submit(TxIntent(f"fee:{row.round}", call))
+                await self._set_active(row.round)
+
+    async def _set_active(self, index: int) -> None:
+        await self._write(lambda con, now: set_active(con, self._instance, index, now))
+
+    async def _write(self, change: Callable[[Connection, int], T]) -> T:
+        now_ms = self._clock.now_ms()
+        return await self._ledger.write(lambda con: change(con, now_ms))
+
+
+def _key(row: RoundRow) -> str:
+    return f"publish:{row.round}" if row.attempt == 0 else f"publish:{row.round}:{row.attempt}"

@@ -1,0 +1,221 @@
+"""Whether a bundle that agrees with itself agrees with what this validator knows. Pure.
+
+`emcd.accounting.audit` recomputes a bundle; here it is compared with what nobody but a witness can
+tell: what this validator said, did and held in time. Invariant: nothing a dishonest peer does
+alone makes an honest hub's bundle fail here, beyond what is written at `_vote_faults`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from emcd.accounting.receipt import CallReceipt
+from emcd.proto.bundle import CallEntry, CommitmentEntry, DepositEntry, RevealEntry, VoteEntry
+from emcd.proto.bundle_codec import Section, iter_section
+from emcd.proto.messages import Verdict
+from emcd.proto.records import format_call_id
+from emcd.types import Address
+from emcd_validator.entry import Held
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a validator does not sign: a code of the catalogue and the first difference."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OwnCall:
+    """An own probe that was answered: what it asked, what came, and the receipt if there is one."""
+
+    call_id: bytes
+    request_hash: bytes
+    body_hash: bytes
+    receipt: CallReceipt | None
+
+
+@dataclass(frozen=True)
+class KnownDeposit:
+    """A purchase as the vault has it."""
+
+    account: bytes
+    amount_wei: int
+    credits_micro: int
+    block: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knowledge:
+    """What the validator can witness of a round.
+
+    Attributes:
+        own: its own statements: where the bundle has them, they must be these.
+        held: statements, own and peers', that the hub must have: they must be there.
+        struck: receipt hash by call id of the strikes whose evidence it checked.
+        omissions: (call id, node) of calls filed before the round closed, and not settled yet.
+        deposits: the vault's purchases by index; credited: indices that earlier bundles credited.
+        vault_used_micro: what the bundles before this one took from credits bought in the vault.
+    """
+
+    validator: Address
+    round: int
+    own: Held = field(default_factory=Held)
+    held: Held = field(default_factory=Held)
+    own_calls: Sequence[OwnCall] = ()
+    struck: Mapping[bytes, bytes] = field(default_factory=dict)
+    omissions: Sequence[tuple[bytes, Address]] = ()
+    deposits: Mapping[int, KnownDeposit] = field(default_factory=dict)
+    credited: frozenset[int] = frozenset()
+    vault_used_micro: int = 0
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """The parts of a bundle that a witness looks at."""
+
+    calls: Mapping[bytes, CallEntry]
+    call_ids: frozenset[bytes]
+    vault_micro: int
+    commitments: Mapping[Address, CommitmentEntry]
+    reveals: Mapping[Address, RevealEntry]
+    votes: Mapping[tuple[bytes, Address], VoteEntry]
+    deposits: Sequence[DepositEntry]
+
+
+def read_facts(data: bytes, wanted: frozenset[bytes]) -> BundleFacts:
+    """Read a bundle that passed its audit; of the calls only the wanted ones are kept whole."""
+    calls: dict[bytes, CallEntry] = {}
+    call_ids: set[bytes] = set()
+    vault_micro = 0
+    for entry in iter_section(data, Section.CALLS):
+        call_id = entry.forward.call_id
+        call_ids.add(call_id)
+        vault_micro += entry.delivery.vault_micro
+        if call_id in wanted:
+            calls[call_id] = entry
+    return BundleFacts(
+        calls,
+        frozenset(call_ids),
+        vault_micro,
+        {entry.commitment.validator: entry for entry in iter_section(data, Section.COMMITMENTS)},
+        {entry.reveal.validator: entry for entry in iter_section(data, Section.REVEALS)},
+        {(entry.vote.call_id, entry.vote.validator): entry for entry in iter_section(data, Section.VOTES)},
+        list(iter_section(data, Section.DEPOSITS)),
+    )
+
+
+def list_wanted(knowledge: Knowledge) -> frozenset[bytes]:
+    """The calls that the checks look at."""
+    return frozenset({call.call_id for call in knowledge.own_calls} | knowledge.struck.keys())
+
+
+def find_refusal(facts: BundleFacts, knowledge: Knowledge) -> Refusal | None:
+    """The first thing the bundle says otherwise, or leaves out; None when it agrees with all."""
+    checks: tuple[Callable[[BundleFacts, Knowledge], Iterator[Refusal]], ...] = (
+        _own_faults,
+        _statement_faults,
+        _call_faults,
+        _vote_faults,
+        _omission_faults,
+        _deposit_faults,
+    )
+    return next((fault for check in checks for fault in check(facts, knowledge)), None)
+
+
+def _own_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
+    me, own = knowledge.validator, knowledge.own
+    if me in facts.commitments and facts.commitments[me] != own.commitments.get(me):
+        yield Refusal("EMC-1821", "own commitment is another one")
+    if me in facts.reveals and facts.reveals[me] != own.reveals.get(me):
+        yield Refusal("EMC-1821", "own reveal is another one")
+    for (call_id, author), listed in facts.votes.items():
+        if author == me and own.votes.get((call_id, me)) != listed:
+            yield Refusal("EMC-1821", f"own vote on {format_call_id(call_id)} is another one")
+
+
+def _statement_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
+    for peer in sorted(knowledge.held.commitments.keys() - facts.commitments.keys()):
+        yield Refusal("EMC-1822", f"the commitment of {peer} is missing")
+    for peer in sorted(knowledge.held.reveals.keys() - facts.reveals.keys()):
+        if peer in facts.commitments:
+            yield Refusal("EMC-1822", f"the reveal of {peer} is missing")
+
+
+def _call_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
+    for call in knowledge.own_calls:
+        name = f"own probe {format_call_id(call.call_id)}"
+        entry = facts.calls.get(call.call_id)
+        if entry is None:
+            yield Refusal("EMC-1823", f"{name} is missing")
+        elif entry.forward.request_hash != call.request_hash:
+            yield Refusal("EMC-1823", f"{name} stands there with another request")
+        elif entry.delivery.body_hash != call.body_hash:
+            yield Refusal("EMC-1823", f"{name} stands there with another answer")
+        elif entry.receipt is not None and entry.receipt.response_hash != call.body_hash:
+            yield Refusal("EMC-1823", f"{name} was delivered with another answer than the node signed")
+        elif call.receipt is not None and not _is_whole(entry, call.receipt):
+            yield Refusal("EMC-1823", f"{name} stands there with other records than its receipt")
+    for call_id in sorted(knowledge.struck):
+        entry = facts.calls.get(call_id)
+        if (
+            entry is None
+            or entry.receipt_ref is None
+            or entry.delivery.receipt_hash != knowledge.struck[call_id]
+        ):
+            yield Refusal(
+                "EMC-1824", f"struck call {format_call_id(call_id)} is missing or without its proofs"
+            )
+
+
+def _is_whole(entry: CallEntry, receipt: CallReceipt) -> bool:
+    records = (entry.forward, entry.receipt, entry.delivery) == (
+        receipt.forward,
+        receipt.receipt,
+        receipt.delivery,
+    )
+    return records and None not in (entry.forward_ref, entry.receipt_ref, entry.delivery_ref)
+
+
+def _vote_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
+    """Held votes must be there where the bundle can hold them.
+
+    It can for a call that one revealed probe accuses. Where several probes name one call, only a
+    bundle with some vote on it shows that it counts as accused: else a peer that copies another's
+    probe could make everybody refuse.
+    """
+    named = Counter(probe.call_id for entry in facts.reveals.values() for probe in entry.probes)
+    accused = {
+        probe.call_id
+        for entry in facts.reveals.values()
+        for probe in entry.probes
+        if Verdict(probe.verdict).is_strike and named[probe.call_id] == 1
+    } | {call_id for call_id, _ in facts.votes}
+    for call_id, author in sorted(knowledge.held.votes.keys() - facts.votes.keys()):
+        if call_id in accused and call_id in knowledge.struck:
+            yield Refusal("EMC-1822", f"the vote of {author} on {format_call_id(call_id)} is missing")
+
+
+def _omission_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
+    for call_id, node in knowledge.omissions:
+        if call_id not in facts.call_ids:
+            yield Refusal("EMC-1825", f"{format_call_id(call_id)}, filed by {node}, is left out")
+
+
+def _deposit_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
+    for entry in facts.deposits:
+        known = knowledge.deposits.get(entry.index)
+        listed = KnownDeposit(
+            entry.account, int.from_bytes(entry.amount_wei, "big"), entry.credits_micro, entry.block
+        )
+        if entry.index in knowledge.credited:
+            yield Refusal("EMC-1832", f"deposit {entry.index} was credited by an earlier bundle")
+        elif known != listed:
+            yield Refusal("EMC-1832", f"deposit {entry.index} is not what the vault has")
+    bought = sum(item.credits_micro for item in knowledge.deposits.values())
+    used = knowledge.vault_used_micro + facts.vault_micro
+    if used > bought:
+        yield Refusal("EMC-1832", f"{used} micro-credits of the vault were used, {bought} were ever bought")

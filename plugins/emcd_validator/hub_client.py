@@ -1,0 +1,153 @@
+"""What a validator asks of the hub, over its public API, like any user.
+
+Invariants: every request has a deadline and a byte limit; an answer is data to be checked, never
+an exception to be believed; API keys appear in the authorization header and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.net.http_client import Response, request
+from emcd.proto.address import parse_address, parse_hash
+from emcd.proto.bundle_codec import MAX_BUNDLE_BYTES
+from emcd.proto.records import format_call_id, parse_call_id
+from emcd.types import Address, Hash
+from emcd_validator.probe_request import PATH, build_headers
+
+MAX_ANSWER_BYTES = 1 << 20
+"""Sixteen vectors of 384 numbers in decimal need a fifth of it."""
+_MAX_NODES_BYTES = 64 << 20
+_MAX_RECEIPT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class NodeOffer:
+    """A node as the hub shows it."""
+
+    is_online: bool
+    models: frozenset[str]
+    last_status_at_ms: int
+
+
+@dataclass(frozen=True)
+class HubAnswer:
+    """What came of a probe: status 0 and a reason when nothing whole came."""
+
+    status: int
+    content_type: str = ""
+    body: bytes = b""
+    call_id: bytes = b""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SealedBundle:
+    """A bundle's bytes with the hub's word for them, both unchecked."""
+
+    data: bytes
+    bundle_hash: Hash
+    seal: bytes
+
+
+class _Model(msgspec.Struct, frozen=True):
+    name: str
+
+
+class _Node(msgspec.Struct, frozen=True):
+    address: str
+    online: bool
+    models: tuple[_Model, ...] = ()
+    last_status_at_ms: int | None = None
+
+
+class _Nodes(msgspec.Struct, frozen=True):
+    nodes: tuple[_Node, ...]
+
+
+class HubClient:
+    """The hub at one URL."""
+
+    def __init__(self, base_url: str, *, timeout_s: float = 10.0) -> None:
+        self._base = base_url.rstrip("/")
+        self._timeout_s = timeout_s
+
+    async def fetch_nodes(self) -> Mapping[Address, NodeOffer]:
+        """The nodes with what they offer. Raises: RecoverableError."""
+        answer = await self._get("/api/nodes", max_bytes=_MAX_NODES_BYTES)
+        if answer.status != 200:
+            raise RecoverableError("EMC-1809", f"/api/nodes answers {answer.status}")
+        offers: dict[Address, NodeOffer] = {}
+        for node in answer.json(_Nodes).nodes:
+            try:
+                address = parse_address(node.address)
+            except RemoteProtocolError:
+                continue
+            models = frozenset(model.name for model in node.models)
+            offers[address] = NodeOffer(node.online, models, node.last_status_at_ms or 0)
+        return offers
+
+    async def send_probe(self, body: bytes, api_key: str, timeout_s: float) -> HubAnswer:
+        """Send a probe once. Cancellation: the hub may have carried it out."""
+        try:
+            answer = await request(
+                "POST",
+                self._base + PATH,
+                body=body,
+                headers=build_headers(api_key),
+                timeout_s=timeout_s,
+                max_bytes=MAX_ANSWER_BYTES,
+            )
+        except RecoverableError as exc:
+            return HubAnswer(0, reason=str(exc)[:200])
+        try:
+            call_id = parse_call_id(answer.headers.get("x-emc-call-id", ""))
+        except RemoteProtocolError:
+            call_id = b""
+        return HubAnswer(answer.status, answer.headers.get("content-type", ""), answer.body, call_id)
+
+    async def fetch_receipt(self, call_id: bytes, api_key: str) -> bytes | None:
+        """The receipt's JSON; None while its proofs are not there. Raises: RecoverableError."""
+        headers = {"authorization": f"Bearer {api_key}"}
+        path = f"/v1/calls/{format_call_id(call_id)}/receipt"
+        answer = await self._get(path, max_bytes=_MAX_RECEIPT_BYTES, headers=headers)
+        if answer.status == 202:
+            return None
+        if answer.status != 200:
+            raise RecoverableError("EMC-1809", f"{path} answers {answer.status}")
+        return answer.body
+
+    async def find_bundle(self, round_index: int, timeout_s: float) -> SealedBundle | None:
+        """The round's sealed bundle; None while there is none. Raises: RecoverableError."""
+        path = f"/api/rounds/{round_index}/bundle"
+        answer = await self._get(path, max_bytes=MAX_BUNDLE_BYTES, timeout_s=timeout_s)
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise RecoverableError("EMC-1809", f"{path} answers {answer.status}")
+        try:
+            bundle_hash = parse_hash(answer.headers.get("x-emc-bundle-hash", ""))
+            seal = bytes.fromhex(answer.headers.get("x-emc-bundle-seal", "").removeprefix("0x"))
+        except (RemoteProtocolError, ValueError) as exc:
+            raise RecoverableError("EMC-1809", f"{path}: {exc}") from exc
+        return SealedBundle(answer.body, bundle_hash, seal)
+
+    async def _get(
+        self,
+        path: str,
+        *,
+        max_bytes: int,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Response:
+        return await request(
+            "GET",
+            self._base + path,
+            headers=headers,
+            timeout_s=timeout_s or self._timeout_s,
+            max_bytes=max_bytes,
+        )

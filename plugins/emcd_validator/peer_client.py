@@ -1,0 +1,55 @@
+"""Fetching what another validator serves, from the endpoint that the chain names.
+
+Invariants: a deadline and a byte limit on every request; an endpoint is somebody else's choice, so
+only https to a public name is asked, or plain http on loopback when this validator itself listens
+there (a devnet); what comes back is JSON, unchecked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emcd.errors import ConfigError, RecoverableError
+from emcd.net.http_client import request
+from emcd.net.url_guard import is_loopback, parse_target, require_public
+from emcd.proto.records import format_call_id
+
+_MAX_BYTES = {
+    "commitments": 1 << 16,
+    "reveals": 16 << 20,
+    "votes": 4 << 20,
+    "evidence": 16 << 20,
+    "seals": 1 << 16,
+}
+
+
+class PeerClient:
+    """Requests to other validators."""
+
+    def __init__(self, *, allow_loopback: bool, timeout_s: float) -> None:
+        self._allow_loopback = allow_loopback
+        self._timeout_s = timeout_s
+
+    async def find_page(self, endpoint: str, what: str, key: int | bytes) -> Any:
+        """A page of a peer: `what` is "reveals" and so on, `key` a round or a call id.
+
+        Returns: the JSON value; None when it serves none.
+        Raises: RecoverableError (unreachable, late, too large, not JSON, an endpoint not to be asked).
+        """
+        self._require_askable(endpoint)
+        name = format_call_id(key) if isinstance(key, bytes) else str(key)
+        url = f"{endpoint.rstrip('/')}/{what}/{name}"
+        answer = await request("GET", url, timeout_s=self._timeout_s, max_bytes=_MAX_BYTES[what])
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise RecoverableError("EMC-1809", f"{answer.url} answers {answer.status}")
+        return answer.json()
+
+    def _require_askable(self, endpoint: str) -> None:
+        try:
+            if self._allow_loopback and is_loopback(parse_target(endpoint).host):
+                return
+            require_public(endpoint)
+        except ConfigError as exc:
+            raise RecoverableError("EMC-1810", f"{endpoint[:200]}: {exc.detail}") from exc

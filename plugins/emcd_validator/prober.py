@@ -1,0 +1,300 @@
+"""Carrying out the plan of a round: each probe once, at its time, like any user's call.
+
+A probe is marked as sent before it is sent, so that none goes out twice, whatever crashes; what
+comes back is on disk before it is judged. Invariants: every probe is sent so that it ends within the
+round, or left out; a slow node, hub or reference holds up its own probe alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import trio
+
+from emcd.accounting.evidence_rule import NO_CALL
+from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.proto.bundle import ProbeResult
+from emcd.proto.messages import Verdict
+from emcd.types import ZERO_HASH, Address
+from emcd_validator.api_keys import ApiKeys
+from emcd_validator.corpus import decode_leaf
+from emcd_validator.events import PROBE, VERDICT, ProbeMoved, VerdictGiven
+from emcd_validator.hub_client import HubClient, NodeOffer
+from emcd_validator.judge import HTTP_OK, Exchange, Judgement
+from emcd_validator.metrics import VERDICTS
+from emcd_validator.model import JudgedModel
+from emcd_validator.plan import Draws, Slot, pick_model, probe_window_ms
+from emcd_validator.probe_request import build_request
+from emcd_validator.queries.rounds import (
+    ProbeRow,
+    ProbeState,
+    find_round,
+    keep_receipt,
+    list_probes,
+    mark_answered,
+    mark_judged,
+    mark_sent,
+)
+from emcd_validator.statement import read_receipt
+from emcd_validator.validator import Validator
+from emcd_validator.verdict_run import ReferenceRuns, judge_exchange
+
+MAX_PARALLEL_PROBES = 16
+"""Calls under way at once: enough for a few hundred in two hours, and no burst that tells a prober."""
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a probe is going to ask."""
+
+    model: JudgedModel
+    body: bytes
+
+
+class _Offers:
+    """What the nodes offer, asked of the hub at most once a second for all probes together."""
+
+    def __init__(self, hub: HubClient, validator: Validator) -> None:
+        self._hub = hub
+        self._lock = trio.Lock()
+        self._max_age_s = min(1.0, validator.poll_s)
+        self._offers: Mapping[Address, NodeOffer] = {}
+        self._fetched_at = -math.inf
+
+    async def fetch(self) -> Mapping[Address, NodeOffer]:
+        """Raises: RecoverableError."""
+        async with self._lock:
+            if trio.current_time() - self._fetched_at > self._max_age_s:
+                self._offers = await self._hub.fetch_nodes()
+                self._fetched_at = trio.current_time()
+            return self._offers
+
+
+class Prober:
+    """The probes of one validator."""
+
+    def __init__(
+        self,
+        validator: Validator,
+        hub: HubClient,
+        keys: ApiKeys,
+        references: Mapping[str, ReferenceRuns],
+        call_timeout_s: float,
+    ) -> None:
+        self._validator = validator
+        self._hub = hub
+        self._keys = keys
+        self._references = references
+        self._call_timeout_s = min(call_timeout_s, validator.params.round_s / 10)
+        self._sending = trio.Semaphore(MAX_PARALLEL_PROBES)
+        self._offers = _Offers(hub, validator)
+
+    async def run_round(self, round_index: int) -> None:
+        """Carry out what is left of a round's plan, until all is judged or the time for it is over.
+
+        Cancellation: probes under way are lost; what was answered is judged at the next start.
+        """
+        validator = self._validator
+        row = await validator.read(lambda con: find_round(con, validator.address, round_index))
+        if row is None or row.beacon_hash is None:
+            return
+        draws = Draws(row.seed, row.beacon_hash)
+        probes = await validator.read(lambda con: list_probes(con, validator.address, round_index))
+        left_s = (validator.judging_end_ms(round_index) - validator.now_ms()) / 1000
+        with trio.move_on_after(max(0.0, left_s)):
+            async with trio.open_nursery() as nursery:
+                for probe in probes:
+                    nursery.start_soon(self._run_probe, draws, probe)
+
+    async def _run_probe(self, draws: Draws, probe: ProbeRow) -> None:
+        if probe.state is ProbeState.PLANNED:
+            await self._validator.sleep_until(probe.due_at_ms)
+            target = await self._find_target(draws, probe)
+            if isinstance(target, Judgement):
+                await self._give(probe, target)
+                return
+            async with self._sending:
+                probe = await self._send(draws, probe, target)
+        if probe.state is ProbeState.ANSWERED and probe.model in self._validator.models:
+            await self._judge(draws, probe)
+
+    async def _find_target(self, draws: Draws, probe: ProbeRow) -> _Target | Judgement:
+        """Choose the model, waiting for the node as long as the plan allows."""
+        validator = self._validator
+        last_ms = probe_window_ms(validator.params, probe.round)[1]
+        while True:
+            outcome = await self._look_for(draws, probe)
+            if isinstance(outcome, _Target) or validator.now_ms() + validator.poll_s * 1000 >= last_ms:
+                return outcome
+            await trio.sleep(validator.poll_s)
+
+    async def _look_for(self, draws: Draws, probe: ProbeRow) -> _Target | Judgement:
+        validator = self._validator
+        try:
+            offer = (await self._offers.fetch()).get(probe.node)
+        except RecoverableError as exc:
+            return Judgement(Verdict.ERROR, reason=f"the hub shows no nodes: {exc.code}")
+        if offer is None or not offer.is_online:
+            return _judge_absent(offer, validator.params.round_start_ms(probe.round))
+        name = pick_model(draws, Slot(probe.node, probe.slot), offer.models, validator.models)
+        if name is None:
+            return Judgement(Verdict.ERROR, reason="the node offers no model that this validator judges")
+        body = build_request(decode_leaf(probe.leaf), name, probe.node)
+        return _Target(validator.models[name], body)
+
+    async def _send(self, draws: Draws, probe: ProbeRow, target: _Target) -> ProbeRow:
+        """Mark, send, keep. Returns: the probe, answered; lost when it was taken before or is too late."""
+        validator = self._validator
+        name, body = target.model.name, target.body
+        left_ms = validator.params.round_end_ms(probe.round) - validator.now_ms()
+        if left_ms < self._call_timeout_s * 1000 or not self._keys:
+            return replace(probe, state=ProbeState.LOST)
+        if not await validator.write(lambda con: mark_sent(con, validator.address, probe, name, body)):
+            return replace(probe, state=ProbeState.LOST)
+        self._tell(probe, "sent")
+        answer = await self._hub.send_probe(body, self._pick_key(draws, probe), self._call_timeout_s)
+        answered = replace(
+            probe,
+            state=ProbeState.ANSWERED,
+            model=name,
+            request_body=body,
+            status=answer.status,
+            content_type=answer.content_type,
+            response_body=answer.body,
+            call_id=answer.call_id,
+            reason=answer.reason,
+        )
+        await validator.write(lambda con: mark_answered(con, validator.address, answered))
+        return answered
+
+    async def _judge(self, draws: Draws, probe: ProbeRow) -> None:
+        """Fetch the receipt, judge, and write the verdict down; tries as long as there is time."""
+        if probe.status != HTTP_OK or not probe.call_id:
+            reason = probe.reason or f"status {probe.status}, call id {probe.call_id.hex() or 'missing'}"
+            await self._give(probe, Judgement(Verdict.ERROR, reason=reason))
+            return
+        validator = self._validator
+        while True:
+            missing = "no receipt came"
+            try:
+                judged = await self._judge_answer(draws, probe)
+            except RecoverableError as exc:
+                judged, missing = None, f"{exc.code}: {exc.detail}"
+            if judged is not None:
+                await self._give(*judged)
+                return
+            if self._is_late(probe):
+                await self._give(probe, Judgement(Verdict.ERROR, reason=missing))
+                return
+            await trio.sleep(min(1.0, validator.poll_s))
+
+    async def _judge_answer(self, draws: Draws, probe: ProbeRow) -> tuple[ProbeRow, Judgement] | None:
+        validator = self._validator
+        if not probe.receipt:
+            receipt = await self._hub.fetch_receipt(probe.call_id, self._pick_key(draws, probe))
+            if receipt is None:
+                return None
+            probe = replace(probe, receipt=receipt)
+            await validator.write(lambda con: keep_receipt(con, validator.address, probe, receipt))
+        try:
+            exchange = read_exchange(probe, validator.models[probe.model])
+        except RemoteProtocolError as exc:
+            return probe, Judgement(Verdict.ERROR, reason=f"receipt: {exc.detail}")
+        texts = decode_leaf(probe.leaf).texts
+        judgement = await judge_exchange(
+            validator.domain,
+            validator.hub,
+            exchange,
+            texts,
+            validator.models[probe.model],
+            self._references[probe.model],
+        )
+        return probe, judgement
+
+    def _is_late(self, probe: ProbeRow) -> bool:
+        """Whether the verdict has to be given now: a poll later there is no time left."""
+        validator = self._validator
+        return validator.now_ms() + validator.poll_s * 1000 >= validator.judging_end_ms(probe.round)
+
+    async def _give(self, probe: ProbeRow, judgement: Judgement) -> None:
+        validator = self._validator
+        result = make_result(probe, judgement)
+        given = await validator.write(
+            lambda con: mark_judged(con, validator.address, probe.round, result, judgement.reason)
+        )
+        if not given:
+            return
+        self._tell(probe, "judged")
+        verdict = Verdict(result.verdict)
+        VERDICTS.labels("probe", verdict.name).inc()
+        validator.bus.publish(
+            VERDICT,
+            VerdictGiven(
+                validator.address,
+                probe.round,
+                probe.node,
+                result.call_id,
+                verdict.name,
+                result.statistic_e12,
+                False,
+            ),
+        )
+        if verdict is not Verdict.PASS:
+            validator.log.warning(
+                "probe not passed",
+                node=probe.node,
+                round=probe.round,
+                verdict=verdict.name,
+                reason=judgement.reason,
+            )
+
+    def _pick_key(self, draws: Draws, probe: ProbeRow) -> str:
+        return self._keys.pick(draws.below(Slot(probe.node, probe.slot), "key", len(self._keys)))
+
+    def _tell(self, probe: ProbeRow, state: str) -> None:
+        address = self._validator.address
+        self._validator.bus.publish(PROBE, ProbeMoved(address, probe.round, probe.node, probe.slot, state))
+
+
+def read_exchange(probe: ProbeRow, model: JudgedModel) -> Exchange:
+    """An answered probe as the judge wants it. Raises: RemoteProtocolError EMC-1499 (its receipt)."""
+    return Exchange(
+        node=probe.node,
+        call_id=probe.call_id,
+        model_hash=model.model_hash,
+        request_body=probe.request_body,
+        status=probe.status,
+        response_body=probe.response_body,
+        receipt=read_receipt(probe.receipt),
+    )
+
+
+def make_result(probe: ProbeRow, judgement: Judgement) -> ProbeResult:
+    """What the reveal says of a probe. ERROR and OFFLINE name no call: they accuse nobody."""
+    call_id, request_hash, response_hash = NO_CALL, bytes(ZERO_HASH), bytes(ZERO_HASH)
+    if judgement.verdict not in (Verdict.ERROR, Verdict.OFFLINE):
+        call = read_receipt(probe.receipt)
+        call_id, request_hash, response_hash = (
+            call.forward.call_id,
+            call.forward.request_hash,
+            call.delivery.body_hash,
+        )
+    return ProbeResult(
+        node=probe.node,
+        slot=probe.slot,
+        leaf_index=probe.leaf_index or 0,
+        call_id=call_id,
+        request_hash=request_hash,
+        response_hash=response_hash,
+        verdict=int(judgement.verdict),
+        statistic_e12=judgement.statistic_e12,
+    )
+
+
+def _judge_absent(offer: NodeOffer | None, round_start_ms: int) -> Judgement:
+    """A node the hub has not seen in the round is offline; one that went away is an error."""
+    if offer is None or offer.last_status_at_ms < round_start_ms:
+        return Judgement(Verdict.OFFLINE, reason="the hub shows no status of the node in this round")
+    return Judgement(Verdict.ERROR, reason="the node was online in this round and went away")

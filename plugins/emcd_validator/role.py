@@ -1,0 +1,166 @@
+"""The role `validator`: probes nodes as a user would, judges, votes, audits and attests.
+
+Owns the tasks: the listener, commitments, attestations, and per round the probes, the reveal and
+the exchange with peers. Everything that must survive is in the ledger, so that starting is also
+recovering.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import trio
+
+from emcd.config import is_loopback
+from emcd.errors import ConfigError
+from emcd.net.http_limit import Limits
+from emcd.net.http_server import serve_http
+from emcd.net.tls import server_context
+from emcd.role import Health, HealthState, Role, RoleContext, RoleSpec
+from emcd_validator.api_keys import ApiKeys, load_api_keys
+from emcd_validator.attester import Attester
+from emcd_validator.chain_view import ChainViews
+from emcd_validator.committer import Committer
+from emcd_validator.config import ValidatorConfig
+from emcd_validator.corpus_store import CorpusStore
+from emcd_validator.hub_client import HubClient
+from emcd_validator.model import list_judged
+from emcd_validator.peer_client import PeerClient
+from emcd_validator.prober import Prober
+from emcd_validator.queries.rounds import mark_lost
+from emcd_validator.reference import Reference, ReferenceSettings
+from emcd_validator.round_run import RoundRunner, prune
+from emcd_validator.schema import MIGRATIONS
+from emcd_validator.server import MAX_OMISSION_BYTES, Pages
+from emcd_validator.signatory import finish_drafts
+from emcd_validator.validator import Validator
+from emcd_validator.voter import Voter
+
+_LIMITS = Limits(body_bytes=MAX_OMISSION_BYTES + 1024, connections=512)
+"""Peers, hub, settler and nodes with omissions; nobody sends more than one record here."""
+
+
+class ValidatorRole(Role):
+    """One running validator."""
+
+    def __init__(self, config: ValidatorConfig) -> None:
+        self._config = config
+        self._health = Health(HealthState.STARTING)
+        self._key_complaint = ""
+        self._drain = trio.Event()
+
+    async def setup(self, ctx: RoleContext) -> None:
+        """Raises: ConfigError EMC-1805 (API keys that can't be used), EMC-11xx (key)."""
+        config = self._config
+        self._keys = ApiKeys(())
+        if config.api_key_file is None or await trio.Path(config.api_key_file).exists():
+            await self._read_keys()
+        self._validator = Validator(
+            signer=ctx.load_key(config.key),
+            hub=config.hub_address,
+            deployment=ctx.deployment,
+            models=list_judged(config.models),
+            ledger=ctx.ledger,
+            clock=ctx.clock,
+            bus=ctx.bus,
+            started_at_ms=ctx.clock.now_ms(),
+            log=ctx.log,
+        )
+        corpus = config.corpus or ctx.data_dir / f"{ctx.name}-corpus.jsonl"
+        self._committer = Committer(
+            self._validator, CorpusStore(corpus, config.corpus_leaves, is_generated=config.corpus is None)
+        )
+        settings = ReferenceSettings(config.models_dir or ctx.data_dir / "models", config.reference_threads)
+        self._references = {
+            name: Reference(model, settings) for name, model in self._validator.models.items()
+        }
+        self._views = ChainViews(ctx.chain, ctx.deployment.params)
+        self._build_parts()
+
+    def _build_parts(self) -> None:
+        config, validator = self._config, self._validator
+        hub = HubClient(config.hub_url, timeout_s=min(10.0, max(1.0, validator.params.round_s / 10)))
+        peers = PeerClient(
+            allow_loopback=is_loopback(config.listen.host),
+            timeout_s=min(10.0, max(1.0, validator.params.round_s / 10)),
+        )
+        self._voter = Voter(validator, peers, self._references)
+        self._prober = Prober(validator, hub, self._keys, self._references, config.call_timeout_s)
+        self._attester = Attester(validator, hub, self._views, self._voter)
+        self._rounds = RoundRunner(validator, self._views, self._committer, self._prober, self._voter)
+        self._pages = Pages(validator, self._attester, self.health)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Recover, listen, then work rounds until cancelled."""
+        validator, listen = self._validator, self._config.listen
+        lost = await validator.write(
+            lambda con: mark_lost(con, validator.address, "the daemon stopped while it was under way")
+        )
+        signed = await finish_drafts(validator)
+        if lost or signed:
+            validator.log.warning("recovered", lost_probes=lost, signed_drafts=signed)
+        context = None
+        if listen.tls_cert is not None and listen.tls_key is not None:
+            context = server_context(listen.tls_cert, listen.tls_key)
+        await self._committer.open()
+        async with trio.open_nursery() as nursery:
+            for reference in self._references.values():
+                await nursery.start(reference.run)
+            serve = partial(
+                serve_http,
+                self._pages.build_app(),
+                host=listen.host,
+                port=listen.port,
+                ssl_context=context,
+                limits=_LIMITS,
+                drain=self._drain,
+                on_error=lambda exc: validator.log.error("page failed", exc_info=exc),
+            )
+            self.port = await nursery.start(serve)
+            nursery.start_soon(self._follow_keys)
+            nursery.start_soon(self._committer.run)
+            nursery.start_soon(self._attester.run)
+            nursery.start_soon(self._rounds.run)
+            nursery.start_soon(self._prune)
+            self._health = Health(HealthState.READY)
+            task_status.started()
+
+    async def drain(self) -> None:
+        """Stop listening; what was promised stands in the ledger and goes on at the next start."""
+        self._health = Health(HealthState.DRAINING)
+        self._drain.set()
+
+    def health(self) -> Health:
+        complaint = self._committer.complaint or self._key_complaint
+        if self._health.state is HealthState.READY and complaint:
+            return Health(HealthState.DEGRADED, complaint)
+        return self._health
+
+    async def _follow_keys(self) -> None:
+        """Read the API keys again and again: they rotate, and may come after the first start."""
+        while True:
+            try:
+                await self._read_keys()
+                self._key_complaint = ""
+            except ConfigError as exc:
+                self._key_complaint = str(exc)
+            await trio.sleep(self._validator.poll_s)
+
+    async def _read_keys(self) -> None:
+        config = self._config
+        read = await trio.to_thread.run_sync(load_api_keys, config.api_key_file, config.api_key_env)
+        self._keys.replace(read)
+
+    async def _prune(self) -> None:
+        while True:
+            await prune(self._validator)
+            await trio.sleep(max(1.0, self._validator.params.round_s))
+
+
+SPEC = RoleSpec(
+    kind="validator",
+    config=ValidatorConfig,
+    build=ValidatorRole,
+    summary="probes nodes, judges their answers, audits rounds and attests them",
+    migrations=MIGRATIONS,
+)

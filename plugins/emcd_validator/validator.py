@@ -1,0 +1,99 @@
+"""What every part of one validator shares: who it is, its network, ledger, clock and bus.
+
+It holds no state of a round: that stands in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from emcd.bus import Bus
+from emcd.clock import Clock
+from emcd.ledger import Connection, Ledger
+from emcd.proto.eip712 import Domain
+from emcd.proto.network import Deployment
+from emcd.proto.params import NetworkParams
+from emcd.proto.signing import Signer
+from emcd.types import Address
+from emcd_validator.model import JudgedModel
+
+if TYPE_CHECKING:
+    import structlog
+
+T = TypeVar("T")
+
+_LONGEST_SLEEP_S = 5.0
+"""The wall clock may be set while we sleep: look at it now and then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validator:
+    """One validator's identity and surroundings."""
+
+    signer: Signer
+    hub: Address
+    deployment: Deployment
+    models: Mapping[str, JudgedModel]
+    ledger: Ledger
+    clock: Clock
+    bus: Bus
+    started_at_ms: int
+    log: structlog.stdlib.BoundLogger
+
+    @property
+    def address(self) -> Address:
+        """Its node address; also names its rows in the ledger."""
+        return self.signer.address
+
+    @property
+    def params(self) -> NetworkParams:
+        return self.deployment.params
+
+    @property
+    def domain(self) -> Domain:
+        """Of records, statuses and verdicts."""
+        return self.deployment.staking_domain
+
+    @property
+    def poll_s(self) -> float:
+        """How often to ask for what may have come: thirty times a round, within 0.3 and 30 s."""
+        return min(30.0, max(0.3, self.params.round_s / 30))
+
+    def now_ms(self) -> int:
+        return self.clock.now_ms()
+
+    def current_round(self) -> int:
+        return self.params.round_at(self.now_ms())
+
+    def judging_end_ms(self, round_index: int) -> int:
+        """Until when own probes are judged: 5 % of a round after its end, before the reveal."""
+        return self.params.round_end_ms(round_index) + self.params.round_s * 50
+
+    def vote_deadline_ms(self, round_index: int) -> int:
+        """Until when votes on a round are given, and what is held is expected in the bundle."""
+        return self.params.grace_end_ms(round_index) - self._margin_ms
+
+    def commitment_deadline_ms(self, round_index: int) -> int:
+        """Until when a peer's commitment must be held to be expected in the bundle."""
+        return self.params.round_end_ms(round_index) - self._margin_ms
+
+    @property
+    def _margin_ms(self) -> int:
+        """15 % of a round: time for the hub to fetch what peers have."""
+        return self.params.round_s * 150
+
+    async def sleep_until(self, at_ms: int) -> None:
+        """Sleep until the wall clock shows a time; at once when it has passed."""
+        while (left_s := (at_ms - self.now_ms()) / 1000) > 0:  # noqa: ASYNC110 (a clock that may be set)
+            await trio.sleep(min(left_s, _LONGEST_SLEEP_S))
+        await trio.lowlevel.checkpoint()
+
+    async def write(self, query: Callable[[Connection], T]) -> T:
+        return await self.ledger.write(query)
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        return await self.ledger.read(query)
