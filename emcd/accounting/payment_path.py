@@ -92,7 +92,9 @@ def _staked(bundle: Bundle, entry: SnapshotEntry) -> PathStep:
     needed = minimum_stake_wei(bundle.header.params, entry.role)
     held = f"{_token(entry.stake_wei)} EMC for {entry.lock_days} days, {_token(needed)} needed"
     if entry.suspended_until_round > bundle.header.round:
-        return PathStep("staked", False, f"suspended until round {entry.suspended_until_round}; {held}")
+        return PathStep(
+            "staked", False, f"suspended until round {entry.suspended_until_round} by a verdict; {held}"
+        )
     return PathStep("staked", entry.stake_wei >= needed, held)
 
 

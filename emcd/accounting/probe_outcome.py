@@ -77,7 +77,12 @@ def compute_probe_outcome(
 def list_standing_strikes(
     terms: RoundTerms, outcome: ProbeOutcome, votes: Iterable[VoteEntry]
 ) -> tuple[Strike, ...]:
-    """The accusations that more than 2/3 of the frozen power confirm; the prober's word is its vote."""
+    """The accusations that more than 2/3 of the frozen power confirm; the prober's word is its vote.
+
+    A set with fewer members than `minimum_judges` convicts nobody.
+    """
+    if len(terms.powers) < terms.params.minimum_judges:
+        return ()
     cast: dict[bytes, dict[Address, Verdict]] = {}
     for entry in votes:
         cast.setdefault(entry.vote.call_id, {})[entry.vote.validator] = Verdict(entry.vote.verdict)

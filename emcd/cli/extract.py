@@ -9,6 +9,7 @@ from typing import Any
 import click
 import trio
 
+from emcd.chain import Chain
 from emcd.cli.network import Network, NetworkOptions, network_options, resolve_network
 from emcd.cli.rewards import fetch_document
 from emcd.cli.wallet import open_wallet, wallet_options
@@ -73,7 +74,7 @@ async def _request_extraction(
         recipient=recipient or key.address,
         through_round=through_round,
         submit=submit,
-        nonce=await chain.distributor.fetch_extraction_nonce(key.address),
+        nonce=await _find_free_nonce(hub, chain, key.address),
         deadline=int(time.time()) + VALID_S,
     )
     signature = key.sign(network.deployment.distributor_domain, extraction)
@@ -88,6 +89,16 @@ async def _request_extraction(
             "EMC-2137", f"the hub answers {answer.status}: {answer.body[:300].decode('utf-8', 'replace')}"
         )
     return {**answer.json(), "through_round": through_round}
+
+
+async def _find_free_nonce(hub_url: str, chain: Chain, wallet: Address) -> int:
+    """The first that neither the contract nor an open request has used: a hub can't make it leap."""
+    listed = (await fetch_document(f"{hub_url}/api/wallets/{wallet}/extractions"))["extractions"]
+    taken = {int(entry["extraction"]["nonce"]) for entry in listed}
+    nonce = await chain.distributor.fetch_extraction_nonce(wallet)
+    while nonce in taken:
+        nonce += 1
+    return nonce
 
 
 async def _find_last_closed(hub_url: str) -> int:

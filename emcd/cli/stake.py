@@ -26,9 +26,8 @@ from emcd.types import Address
 @click.option(
     "--lock-days",
     type=click.IntRange(0, 360),
-    default=0,
-    show_default=True,
-    help="Compute: 0, 7, 30, 90 or 180 (weighs 1.0, 1.4, 2.7, 6.2, 10.0 times). Router: 180. Validator: 360.",
+    help="Compute: 0 (default), 7, 30, 90 or 180 (weighs 1.0, 1.4, 2.7, 6.2, 10.0 times). Router: 180. "
+    "Validator: 360.",
 )
 @wallet_options
 @network_options
@@ -39,7 +38,7 @@ def stake(
     context: CommandContext,
     node: str,
     amount: str,
-    lock_days: int,
+    lock_days: int | None,
     keystore: Path,
     password_file: Path | None,
     network: NetworkOptions,
@@ -49,7 +48,7 @@ def stake(
     """Stake AMOUNT token for NODE from the wallet that it is bound to.
 
     A node that has a stake already is topped up: that weighs from the next epoch and begins its
-    lock anew. AMOUNT is in token, such as 3000 or 0.5. Two transactions: approve, then stake.
+    lock anew, for as many days as before. AMOUNT is in token, such as 3000 or 0.5. Two transactions: approve, then stake.
     """
     target = parse_address(node)
     amount_wei = _parse_amount(amount)
@@ -57,12 +56,15 @@ def stake(
     key = open_wallet(keystore, password_file)
     participant = trio.run(_require_bound, chain, target, key)
     tops_up = participant.stake_wei > 0 or participant.pending_wei > 0
+    if tops_up and lock_days not in (None, participant.lock_days):
+        raise click.UsageError(f"{target} is staked for {participant.lock_days} days: a top-up keeps that")
+    days = lock_days or 0
     shown = f"{format_token_floor(amount_wei)} EMC for {target}"
-    require_yes(yes, f"top up by {shown}?" if tops_up else f"stake {shown}, locked {lock_days} days?")
+    require_yes(yes, f"top up by {shown}?" if tops_up else f"stake {shown}, locked {days} days?")
     move = (
         chain.staking.submit_top_up(target, amount_wei)
         if tops_up
-        else chain.staking.submit_stake(target, amount_wei, lock_days)
+        else chain.staking.submit_stake(target, amount_wei, days)
     )
     approve = chain.token.submit_approve(chain.deployment.staking, amount_wei)
     receipts = trio.run(send_all, chain, key, (approve, move))

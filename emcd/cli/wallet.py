@@ -6,7 +6,6 @@ for. Nothing is sent before the person has seen what it does and said yes (or `-
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ import click
 
 from emcd.chain import Call, Chain, TxReceipt
 from emcd.chain.sender import send_call
-from emcd.errors import ConfigError
+from emcd.cli.keys import ask_password
 from emcd.keys import SigningKey, load_keystore
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -43,17 +42,8 @@ def confirm_option(command: F) -> F:
 
 
 def open_wallet(keystore: Path, password_file: Path | None) -> SigningKey:
-    """Decrypt the wallet. Blocking. Raises: ConfigError EMC-11xx, EMC-2133."""
-    if password_file is not None:
-        try:
-            password = password_file.read_text("utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError("EMC-2133", f"{password_file}: {exc}") from exc
-    else:
-        password = os.environ.get("EMCD_KEY_PASSWORD") or click.prompt(
-            f"password of {keystore}", hide_input=True, err=True
-        )
-    return load_keystore(keystore, password)
+    """Decrypt the wallet. Blocking. Raises: ConfigError EMC-11xx; EMC-1108 without a terminal to ask at."""
+    return load_keystore(keystore, ask_password(password_file, confirm=False))
 
 
 def require_yes(yes: bool, question: str) -> None:

@@ -9,6 +9,7 @@ restarts the daemon.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,15 @@ if TYPE_CHECKING:
     from emcd.chain import Chain
 
 
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread that audits or closes a round may hold the interpreter while the loop waits for
+it: the loop waits this long for each such thread, whenever it comes back from the kernel."""
+
+
 def run_daemon(prepared: Prepared) -> int:
     """Run the daemon in this process until it stops. Returns: the exit code."""
     configure_logging(prepared.config.daemon.log_format, prepared.config.daemon.log_level)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return trio.run(Daemon(prepared).run)
 
 

@@ -93,7 +93,8 @@ def status(as_json: bool) -> None:
 
 @devnet.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def reset(yes: bool) -> None:
+@json_option
+def reset(yes: bool, as_json: bool) -> None:
     """Remove the devnet's folder: its chain, keys and ledger. It must not run."""
     layout = read_layout()
     if find_daemon(layout) is not None:
@@ -101,8 +102,9 @@ def reset(yes: bool) -> None:
     if not layout.summary.exists():
         raise ConfigError("EMC-2235", f"{layout.folder} holds no devnet.json")
     if not yes:
-        click.confirm(f"remove {layout.folder} and all in it?", abort=True)
+        click.confirm(f"remove {layout.folder} and all in it?", abort=True, err=True)
     shutil.rmtree(layout.folder)
+    emit({"removed": str(layout.folder)}, f"removed {layout.folder}", as_json)
 
 
 async def _run(layout: DevnetLayout, config: Path, console: Console, detach: bool) -> None:

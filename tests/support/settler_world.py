@@ -81,6 +81,7 @@ class SettlerWorld:
     port: int = 0
     attestations: dict[tuple[str, int], Answer | Answering] = field(default_factory=dict)
     bundles: dict[int, bytes] = field(default_factory=dict)
+    seal: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
@@ -253,6 +254,8 @@ class SettlerWorld:
             answer = await answer()
         status, body = answer
         headers = [(b"content-length", str(len(body)).encode())]
+        if parts[-1] == "bundle":
+            headers.append((b"x-emc-bundle-seal", self.seal.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -506,15 +506,25 @@ def test_close_offline_node_that_was_not_seen_is_work_done() -> None:
 
 
 def test_close_strike_of_exactly_two_thirds_does_not_stand() -> None:
-    names = ("validator-1", "validator-2", "validator-3")
+    names = tuple(f"validator-{n}" for n in range(6))
     world = World(node_names=("node-1",), validator_names=names, verdicts={"node-1": Verdict.GROSS})
     prober, probe = next((v, p) for v, probes in world.probes.items() for p in probes if p.slot == 0)
     call = next(c for c in world.calls if c.forward.call_id == probe.call_id)
-    other = next(name for name in names if address_of(name) != prober)
+    others = [name for name in names if address_of(name) != prober]
+    votes = [world.make_vote(name, call, Verdict.GROSS) for name in others]
 
-    closed = checked(world.close(votes=[world.make_vote(other, call, Verdict.GROSS)]))
+    assert checked(world.close(votes=votes[:3])).result.strikes == ()
+    assert len(checked(world.close(votes=votes[:4])).result.strikes) == 1
+
+
+def test_close_too_few_judges_convict_nobody() -> None:
+    names = ("validator-1", "validator-2", "validator-3")
+    world = World(validator_names=names, verdicts={"node-1": Verdict.GROSS})
+
+    closed = checked(world.close())
 
     assert closed.result.strikes == ()
+    assert result_of(closed, "node-1").reason == ""
 
 
 def test_close_probe_of_a_call_that_does_not_count_is_done_and_not_passed() -> None:

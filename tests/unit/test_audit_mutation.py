@@ -22,7 +22,7 @@ ONLY_BY_HASH = {
     "header.params.challenge_delay_rounds", "header.params.void_after_rounds", "header.params.carry_rounds",
     "header.params.unbonding_rounds", "header.params.day_s", "header.params.online_window_ms",
     "header.params.status_interval_ms", "header.params.close_within_ms", "header.params.validator_set_size",
-    "header.params.minimum_judges", "header.params.router_round_micro", "header.params.suspension_rounds",
+    "header.params.router_round_micro", "header.params.suspension_rounds",
     "header.params.strike_window_rounds", "header.params.beacon_blocks", "header.params.version",
     "header.params.compute_minimum_wei", "header.params.router_minimum_wei",
     "header.distributor", "header.snapshot_block", "header.snapshot_block_hash", "header.beacon_block",

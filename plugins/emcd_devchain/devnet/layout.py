@@ -83,6 +83,11 @@ class DevnetLayout:
     def rpc_url(self) -> str:
         return f"http://{HOST}:{self.rpc_port}"
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Everything that listens."""
+        return (self.hub_port, self.tunnel_port, self.rpc_port, self.admin_port, *self.validator_ports)
+
     def environment(self, hub_address: str, admin_token_hash: str) -> dict[str, str]:
         """The variables that conf/devnet.toml reads."""
         variables = {
@@ -115,9 +120,8 @@ def read_layout(environ: Mapping[str, str] = os.environ) -> DevnetLayout:
             _port(environ, f"EMCD_VALIDATOR_{n}_PORT", hub + 10 + n) for n in range(1, VALIDATOR_COUNT + 1)
         ),
     )
-    ports = [layout.hub_port, layout.tunnel_port, layout.rpc_port, layout.admin_port, *layout.validator_ports]
-    if len(set(ports)) != len(ports):
-        raise ConfigError("EMC-2230", f"two listeners of the devnet share a port: {sorted(ports)}")
+    if len(set(layout.ports)) != len(layout.ports):
+        raise ConfigError("EMC-2230", f"two listeners of the devnet share a port: {sorted(layout.ports)}")
     return layout
 
 

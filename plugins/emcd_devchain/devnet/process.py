@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import trio
 
 from emcd.errors import ConfigError, FatalError
-from emcd_devchain.devnet.layout import DevnetLayout
+from emcd_devchain.devnet.layout import HOST, DevnetLayout
 
 STOP_GRACE_S = 40.0
 
@@ -24,11 +25,12 @@ STOP_GRACE_S = 40.0
 def start_daemon(layout: DevnetLayout, config: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start `emcd --config conf/devnet.toml` in the background, its log in emcd.log.
 
-    Raises: ConfigError EMC-2231 when this devnet is running already.
+    Raises: ConfigError EMC-2231 when this devnet is running already, EMC-2237 when a port is taken.
     """
     running = find_daemon(layout)
     if running is not None:
         raise ConfigError("EMC-2231", f"process {running} runs the devnet in {layout.folder}")
+    _require_free(layout.ports)
     environment = {**os.environ, **variables}
     with layout.log.open("ab") as log:
         process = subprocess.Popen(
@@ -47,9 +49,9 @@ def find_daemon(layout: DevnetLayout) -> int | None:
     """The pid of the running daemon, or None."""
     try:
         pid_text, started = layout.process.read_text().split()
+        pid = int(pid_text)
     except (FileNotFoundError, ValueError):
         return None
-    pid = int(pid_text)
     return pid if _started_at(pid) == started and started != "-" else None
 
 
@@ -82,6 +84,16 @@ def require_alive(layout: DevnetLayout) -> None:
             return
     tail = layout.log.read_text("utf-8", "replace").splitlines()[-15:] if layout.log.exists() else []
     raise FatalError("EMC-2233", f"see {layout.log}; it ends with:\n" + "\n".join(tail))
+
+
+def _require_free(ports: Iterable[int]) -> None:
+    for port in ports:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as exc:
+                raise ConfigError("EMC-2237", f"{HOST}:{port}: {exc.strerror}") from exc
 
 
 def _reap(pid: int) -> None:
