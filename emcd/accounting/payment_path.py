@@ -135,8 +135,12 @@ def _served(calls: list[CallEntry]) -> PathStep:
     good = [c for c in calls if CallStatus(c.delivery.status).is_success and c.receipt is not None]
     if good:
         return PathStep("served", True, f"{len(good)} of {len(calls)} calls answered and receipted")
-    statuses = sorted({CallStatus(call.delivery.status).name for call in calls})
-    return PathStep("served", False, f"no call succeeded: {', '.join(statuses)}")
+    return PathStep("served", False, f"no call succeeded: {', '.join(sorted(set(map(_ending, calls))))}")
+
+
+def _ending(call: CallEntry) -> str:
+    status = CallStatus(call.delivery.status)
+    return f"{status.name} without a receipt" if status.is_success else status.name
 
 
 _WEIGHS = {
@@ -164,9 +168,8 @@ def _call_metered(bundle: Bundle, call: CallEntry) -> PathStep:
     probe = _find_probe(bundle, call.forward.call_id)
     if probe is not None:
         verdict = Verdict(probe.verdict)
-        return PathStep(
-            "metered", verdict is Verdict.PASS, f"a probe, found {verdict.name}: it counts by passing"
-        )
+        shown = f"a probe, found {verdict.name}; probes count by passing"
+        return PathStep("metered", verdict is Verdict.PASS, shown)
     paid = f"{format_credits_floor(call.delivery.vault_micro, 6)} of "
     paid += f"{format_credits_floor(call.delivery.credits_micro, 6)} credits were bought in the vault"
     return PathStep("metered", call.delivery.vault_micro > 0, paid)

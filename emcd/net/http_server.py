@@ -146,11 +146,8 @@ class _Server:
         except OSError:
             sock.close()
             return None
-        transport: Transport
-        if self._ssl_context is None:
-            transport = PlainTransport(sock)
-        else:
-            transport = TlsTransport(sock, self._ssl_context)
+        context = self._ssl_context
+        transport: Transport = PlainTransport(sock) if context is None else TlsTransport(sock, context)
         connection = Connection(self._shared, transport, client, local)
         self._connections.add(connection)
         return connection

@@ -24,7 +24,7 @@ _BACKLOG_BYTES = 1024 * 1024
 _BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 _TRY_AGAIN = ("EMC-1401", "EMC-1409")
 _CLOSE_BASE = 3000
-"""WebSocket close codes 4400 to 4499 stand for EMC-1400 to EMC-1499."""
+"""WebSocket close codes 4400 to 4499 stand for the EMC codes 14xx with the same last two digits."""
 
 
 @dataclass(frozen=True, slots=True)

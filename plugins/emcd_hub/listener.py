@@ -31,7 +31,10 @@ async def start_http(
     drain: trio.Event,
     log: structlog.stdlib.BoundLogger,
 ) -> int:
-    """Serve an application in the nursery. Returns: the port. Raises: ConfigError EMC-1780 when it can't listen."""
+    """Serve an application in the nursery. Returns: the port.
+
+    Raises: ConfigError EMC-1780 when it can't listen.
+    """
 
     def on_error(exc: BaseException) -> None:
         log.error("request failed", exc_info=exc)

@@ -164,10 +164,6 @@ _ROUNDS = Migration(
         round INTEGER PRIMARY KEY REFERENCES hub_bundles,
         seal BLOB NOT NULL CHECK (length(seal) = 65)
     ) STRICT;
-    CREATE TABLE hub_recarried (
-        round INTEGER PRIMARY KEY REFERENCES hub_bundles,
-        into_round INTEGER NOT NULL
-    ) STRICT;
     CREATE TABLE hub_carried_calls (
         call_seq INTEGER PRIMARY KEY REFERENCES hub_calls,
         round INTEGER NOT NULL,

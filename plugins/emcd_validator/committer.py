@@ -69,6 +69,7 @@ class Committer:
                 return known
             row = await validator.read(lambda con: find_round(con, validator.address, round_index))
             if row is None:
+                self.complaint = ""
                 tree = await self._build_tree(round_index, may_top_up=True)
                 if tree is None:
                     self.complaint = f"the corpus has no unused leaf for round {round_index}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from emcd_hub.records.batcher import Batcher
 from tests.support.hub_world import DOMAIN, HUB_KEY, StubNode, fetch_receipt, node_key, post, running_world
 
 
+def count_proofs(node: StubNode, wanted: int) -> bool:
+    return sum(len(message.record_hashes) for message in node.proofs) == wanted
+
+
 async def test_nodes_get_proofs_of_their_forwards_and_deliveries(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
         nodes = [await world.add_node(StubNode(node_key(n))) for n in range(2)]
         for node in nodes:
             await post(world, x_emc_provider=node.key.address)
         for node in nodes:
-            await world.until(lambda node=node: sum(len(m.record_hashes) for m in node.proofs) == 2)
+            await world.until(partial(count_proofs, node, 2))
             for message in node.proofs:
                 for record_hash, proof in zip(message.record_hashes, message.proofs, strict=True):
                     assert root_from_proof(record_leaf(record_hash), proof.siblings) == proof.batch.root

@@ -58,7 +58,7 @@ class Network:
         return self.chain.deployment.params
 
     def now_round(self) -> int:
-        return self.params.round_at(self.chain.clock.now_ms())
+        return int(self.params.round_at(self.chain.clock.now_ms()))
 
     async def until_round(self, index: int) -> None:
         with trio.fail_after(60):
@@ -295,10 +295,16 @@ async def test_attestations_make_the_round_attested_and_events_move_it_on(tmp_pa
         root = outcome.round_root
         for validator in net.validators[:3]:
             validator.attest(root)
-        net.validators[3].refuse(index, "EMC-1823")
+        net.validators[3].attest(msgspec.structs.replace(root, round=index + 7))
+        net.validators[3].pages[f"/attestations/{index}"] = net.validators[3].pages[
+            f"/attestations/{index + 7}"
+        ]
         await wait_state(net, index, "attested")
-        detail = await net.get(f"/api/rounds/{index}")
-        assert len(detail["attestations"]) == 3
+        assert len((await net.get(f"/api/rounds/{index}"))["attestations"]) == 3
+        net.validators[3].refuse(index, "EMC-1823")
+        with trio.fail_after(10):
+            while not (detail := await net.get(f"/api/rounds/{index}"))["refusals"]:
+                await trio.sleep(0.05)
         assert [item["code"] for item in detail["refusals"]] == ["EMC-1823"]
 
         await publish(net, root, active_at_s=2**40)

@@ -10,15 +10,18 @@ import msgspec
 import pytest
 import trio
 
+from emcd.accounting.emission import issue_wei
 from emcd.chain import PublicationState
+from emcd.money import encode_wei
 from emcd.proto.address import hex_hash
 from emcd.proto.eip712 import Domain
 from emcd.proto.json_form import to_json
 from emcd.proto.messages import RoundRoot, Veto
+from emcd.proto.params import devnet_params
 from emcd.role import HealthState
 from emcd.testing import make_key
 from emcd.types import ParticipantRole
-from tests.support.network import HOLDER
+from tests.support.network import GENESIS_S, HOLDER
 from tests.support.round_world import edited
 from tests.support.settler_world import (
     SETTLER,
@@ -282,15 +285,17 @@ async def test_settler_round_published_by_another_is_confirmed_without_a_transac
         for name in VALIDATORS
     }
 
+    good = world.attestations["v1", 0]
+    assert isinstance(good, tuple)
+    answer: tuple[int, bytes] = good
+
     async def publish_first() -> tuple[int, bytes]:
         """The other settler's transaction lands while this one collects."""
         if await world.chain.distributor.find_last_round() is None:
             call = world.chain.distributor.submit_publish(closed.round_root, signatures)
             await world.network.send(HOLDER, call)
-        return good
+        return answer
 
-    good = world.attestations["v1", 0]
-    assert isinstance(good, tuple)
     world.attestations["v1", 0] = publish_first
     async with world.running():
         row = await world.wait_state(0, "confirmed")
@@ -370,3 +375,28 @@ async def test_settler_hub_that_is_away_does_not_stop_publishing(world: SettlerW
 
         await world.wait_for(complains)
         assert "requests" in role.health().reason
+
+
+async def test_settler_takes_the_fee_once_the_root_is_active(tmp_path: Path) -> None:
+    fee_wei = 7 * 10**18
+    params = edited(devnet_params(GENESIS_S), publish_fee_wei=encode_wei(fee_wei))
+    folder = tmp_path / "network"
+    folder.mkdir()
+    async with settler_world(await prepare(tmp_path, params), folder) as world:
+        closed = world.close_round(0)
+        world.attest(closed.round_root)
+        await world.move_to_round(2)
+
+        async def is_paid() -> bool:
+            return await world.balance(SETTLER.address) == fee_wei
+
+        async with world.running():
+            await world.wait_state(0, "confirmed")
+            await world.wait_polls()
+            assert not await is_paid()
+            await world.move_to_round(4)
+            await world.wait_for(is_paid)
+            await world.wait_polls()
+
+        assert closed.result.issue_wei + fee_wei == issue_wei(0)
+        assert await world.count_sent() == 2

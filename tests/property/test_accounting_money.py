@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from emcd.accounting.verdict import NumericClass, judge
 from emcd.proto.address import address_bytes, address_from_bytes
 from emcd.proto.messages import Verdict
 from emcd.proto.params import ModelPrice
+from emcd.types import Address
 from tests.support import second_implementation as second
 
 ADDRESSES = st.binary(min_size=20, max_size=20).map(address_from_bytes)
@@ -26,7 +29,7 @@ TOKENS = st.integers(0, 10**7)
 
 
 @given(ISSUES, WEIGHTS)
-def test_split_parts_sum_to_the_whole(issue: int, weights: dict) -> None:
+def test_split_parts_sum_to_the_whole(issue: int, weights: dict[Address, int]) -> None:
     parts = split_rewards(issue, weights)
 
     assert sum(parts.values()) == (issue if any(weights.values()) else 0)
@@ -35,21 +38,23 @@ def test_split_parts_sum_to_the_whole(issue: int, weights: dict) -> None:
 
 
 @given(ISSUES, WEIGHTS)
-def test_split_parts_are_within_one_wei_of_the_share(issue: int, weights: dict) -> None:
+def test_split_parts_are_within_one_wei_of_the_share(issue: int, weights: dict[Address, int]) -> None:
     total = sum(weights.values())
     for address, part in split_rewards(issue, weights).items():
         assert abs(part * total - issue * weights[address]) < max(total, 1)
 
 
 @given(ISSUES, WEIGHTS, st.randoms(use_true_random=False))
-def test_split_does_not_depend_on_the_order(issue: int, weights: dict, random: object) -> None:
+def test_split_does_not_depend_on_the_order(issue: int, weights: dict[Address, int], random: Any) -> None:
     items = list(weights.items())
-    random.shuffle(items)  # type: ignore[attr-defined]
+    random.shuffle(items)
     assert split_rewards(issue, dict(items)) == split_rewards(issue, weights)
 
 
 @given(ISSUES, st.sets(ADDRESSES, min_size=1, max_size=20), st.integers(1, 2**300))
-def test_split_equal_weights_ties_go_to_the_lower_addresses(issue: int, addresses: set, weight: int) -> None:
+def test_split_equal_weights_ties_go_to_the_lower_addresses(
+    issue: int, addresses: set[Address], weight: int
+) -> None:
     parts = split_rewards(issue, dict.fromkeys(addresses, weight))
     ordered = [parts[address] for address in sorted(addresses, key=address_bytes)]
     assert ordered == sorted(ordered, reverse=True)
@@ -57,7 +62,7 @@ def test_split_equal_weights_ties_go_to_the_lower_addresses(issue: int, addresse
 
 
 @given(st.integers(0, 10**20), st.dictionaries(ADDRESSES, st.integers(0, 10**30), max_size=8))
-def test_split_equals_the_second_implementation(issue: int, weights: dict) -> None:
+def test_split_equals_the_second_implementation(issue: int, weights: dict[Address, int]) -> None:
     assert split_rewards(issue, weights) == second.rewards(issue, weights)
 
 

@@ -62,8 +62,8 @@ async def check(ledger: Ledger, calls: list[tuple[int, int, int, int, int]]) -> 
             nursery.start_soon(settle, make_row(seq, account, granted, vault, index, id_number))
     assert await ledger.read(find_imbalance) is None
     assert len({row.call_id for row in kept}) == len(kept)
-    for account in await ledger.read(list_accounts):
-        spent = sum(row.granted_micro for row in kept if row.account_id == account.account_id)
-        assert account.granted_micro == 100 - spent >= 0
-        assert account.vault_micro == 0
+    for held in await ledger.read(list_accounts):
+        spent = sum(row.granted_micro for row in kept if row.account_id == held.account_id)
+        assert held.granted_micro == 100 - spent >= 0
+        assert held.vault_micro == 0
     assert all(row.vault_micro == 0 and row.account_id != "acct_2" for row in kept)

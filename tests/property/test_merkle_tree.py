@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from emcd.accounting.reward_tree import build_reward_tree, verify_reward
 from emcd.proto.address import address_from_bytes
 from emcd.proto.merkle import build_proof, build_root, build_tree, root_from_proof
+from emcd.types import Address
 from tests.support import second_implementation as second
 
 HASHES = st.binary(min_size=32, max_size=32)
@@ -32,7 +35,7 @@ def test_tree_another_leaf_does_not_prove_itself(leaves: list[bytes], stranger: 
 
 
 @given(TOTALS)
-def test_reward_tree_equals_the_second_implementation(totals: dict) -> None:
+def test_reward_tree_equals_the_second_implementation(totals: dict[Address, int]) -> None:
     tree = build_reward_tree(totals)
 
     assert tree.root == second.standard_root(totals)
@@ -43,7 +46,7 @@ def test_reward_tree_equals_the_second_implementation(totals: dict) -> None:
 
 
 @given(TOTALS, st.randoms(use_true_random=False))
-def test_reward_tree_does_not_depend_on_the_order(totals: dict, random: object) -> None:
+def test_reward_tree_does_not_depend_on_the_order(totals: dict[Address, int], random: Any) -> None:
     items = list(totals.items())
-    random.shuffle(items)  # type: ignore[attr-defined]
+    random.shuffle(items)
     assert build_reward_tree(dict(items)).root == build_reward_tree(totals).root

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
 from eth_account import Account
 from eth_account.messages import encode_typed_data
-from eth_utils import keccak, to_checksum_address
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
 
 TYPES = {
     "Forward": "bytes16 callId,address hub,address router,address node,bytes32 requestHash,"
@@ -106,7 +108,7 @@ def standard_leaf(address: str, amount: int) -> bytes:
     return keccak(keccak(bytes.fromhex(address[2:]).rjust(32, b"\0") + amount.to_bytes(32, "big")))
 
 
-def standard_root(values: dict[str, int]) -> bytes:
+def standard_root(values: Mapping[Any, int]) -> bytes:
     """StandardMerkleTree.of(values, ["address", "uint256"]).root"""
     return tree_root(sorted(standard_leaf(address, amount) for address, amount in values.items()))
 
@@ -203,7 +205,7 @@ def scheduled_floor(rounds: int) -> int:
         rate = rate * (1 + Fraction(1, period)) ** period / Fraction("3.1416")
 
 
-def rewards(issue: int, weights: dict[str, int]) -> dict[str, int]:
+def rewards(issue: int, weights: Mapping[Any, int]) -> dict[Any, int]:
     """Shares in exact fractions, cut, then the rest to the largest cuts, lower addresses first."""
     total = sum(weights.values())
     if not total:

@@ -12,7 +12,7 @@ from emcd.accounting.weights import (
     reward_weight,
 )
 from emcd.proto.address import address_bytes
-from emcd.types import ZERO_HASH, ParticipantRole
+from emcd.types import ZERO_HASH, Address, ParticipantRole
 from tests.support import second_implementation as second
 from tests.support.round_world import address_of
 
@@ -32,7 +32,7 @@ A, B, C = sorted((address_of(name) for name in "abc"), key=address_bytes)
     ],
 )
 def test_split_is_by_largest_remainder_ties_to_the_lower_address(
-    issue: int, weights: dict, rewards: list
+    issue: int, weights: dict[Address, int], rewards: list[int]
 ) -> None:
     assert list(split_rewards(issue, weights).values()) == rewards
     assert split_rewards(issue, weights) == second.rewards(issue, weights)
@@ -43,7 +43,7 @@ def test_split_among_nobody_gives_nothing() -> None:
 
 
 @pytest.mark.parametrize(("issue", "weights"), [(-1, {A: 1}), (1, {A: -1, B: 5})])
-def test_split_negative_amount_is_refused(issue: int, weights: dict) -> None:
+def test_split_negative_amount_is_refused(issue: int, weights: dict[Address, int]) -> None:
     with pytest.raises(ValueError):
         split_rewards(issue, weights)
 
@@ -86,8 +86,8 @@ def test_tree_known_root_of_openzeppelins_documentation() -> None:
     """The example of the README of @openzeppelin/merkle-tree."""
     tree = build_reward_tree(
         {
-            "0x1111111111111111111111111111111111111111": 5000000000000000000,
-            "0x2222222222222222222222222222222222222222": 2500000000000000000,
+            Address("0x" + "11" * 20): 5000000000000000000,
+            Address("0x" + "22" * 20): 2500000000000000000,
         }
     )
 

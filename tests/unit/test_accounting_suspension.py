@@ -3,6 +3,7 @@ from __future__ import annotations
 from emcd.accounting.suspension import Conduct, Strike, advance_conduct
 from emcd.proto.messages import Verdict
 from emcd.proto.params import devnet_params
+from emcd.types import Address
 from tests.support.round_world import GENESIS_S, address_of
 
 PARAMS = devnet_params(GENESIS_S)
@@ -10,7 +11,7 @@ NODE = address_of("node")
 
 
 def fold(rounds: dict[int, list[Verdict]], through: int) -> Conduct:
-    conducts: dict = {}
+    conducts: dict[Address, Conduct] = {}
     for index in range(through + 1):
         strikes = [Strike(NODE, bytes(16), verdict) for verdict in rounds.get(index, [])]
         conducts = advance_conduct(conducts, index, strikes, PARAMS)

@@ -180,7 +180,7 @@ START = WORLD.params.round_start_ms(WORLD.round)
 OLD_MS = WORLD.params.round_start_ms(WORLD.round - 13)
 FREF = BUNDLE.calls[0].forward_ref
 assert FREF is not None
-OTHER_REF = BUNDLE.calls[1].forward_ref
+FORWARD_BATCH = FREF.batch
 
 LIES: list[tuple[str, str, str, Callable[[], Bundle]]] = [
     ("EMC-1905", "header", "format", lambda: header(format_version=2)),
@@ -268,7 +268,7 @@ LIES: list[tuple[str, str, str, Callable[[], Bundle]]] = [
         "batch of another kind",
         lambda: call(entry={"forward_ref": BUNDLE.calls[0].delivery_ref}),
     ),
-    ("EMC-1912", "calls", "no such leaf", lambda: call(entry={"forward_ref": RecordRef(FREF.batch, 200)})),
+    ("EMC-1912", "calls", "no such leaf", lambda: call(entry={"forward_ref": RecordRef(FORWARD_BATCH, 200)})),
     ("EMC-1912", "calls", "leaf of another", lambda: call(1, entry={"forward_ref": FREF})),
     ("EMC-1913", "calls", "too dear", lambda: call(delivery={"credits_micro": 1 << 40})),
     ("EMC-1913", "calls", "too cheap", lambda: call(delivery={"credits_micro": 1, "vault_micro": 1})),

@@ -97,7 +97,9 @@ def _sorted_like(section: Section, items: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def test_audit_every_changed_field_is_found(closed: ClosedRound) -> None:
     expected = Expectation(bundle_hash=closed.bundle_hash)
-    by_hash, by_content, seen = set(), set(), 0
+    by_hash: set[str] = set()
+    by_content: set[str] = set()
+    seen = 0
     for where, bundle in bundle_mutants(closed):
         outcome = audit_bundle(encode_bundle(bundle), expected)
         seen += 1

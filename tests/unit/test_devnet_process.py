@@ -16,14 +16,12 @@ from emcd.errors import ConfigError, FatalError
 from emcd_devchain.devnet import process
 from emcd_devchain.devnet.layout import DevnetLayout, read_layout
 from emcd_devchain.devnet.process import find_daemon, require_alive, start_daemon, stop_daemon
+from tests.support.devnet import Devnet
 
 
 @pytest.fixture
 def layout(tmp_path: Path) -> DevnetLayout:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = min(sock.getsockname()[1], 65_000)
-    return read_layout({"EMCD_DEVNET_DIR": str(tmp_path), "EMCD_HUB_PORT": str(port)})
+    return read_layout(Devnet(tmp_path).environment)
 
 
 @pytest.fixture

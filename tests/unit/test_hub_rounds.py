@@ -214,7 +214,8 @@ def test_page_of_many_keeps_the_good_ones() -> None:
     }
     found = read_round_page(page, terms())
     assert (len(found.commitments), found.reveals, found.votes, found.refused) == (1, (), (), 4)
-    for wrong in ([], {"votes": {}}, {"reveals": [{}] * 65}):
+    nonsense: list[Any] = [[], {"votes": {}}, {"reveals": [{}] * 65}]
+    for wrong in nonsense:
         with pytest.raises(RemoteProtocolError):
             read_round_page(wrong, terms())
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -176,3 +179,15 @@ def test_config_defaults_and_faults() -> None:
     ):
         _, faults = decode(SettlerConfig, {**table, **wrong})
         assert faults, wrong
+
+
+def test_readme_table_is_a_configuration_with_its_comments_too() -> None:
+    text = (Path(__file__).parents[2] / "plugins" / "emcd_settler" / "README.md").read_text("utf-8")
+    block = text.split("```toml\n")[1].split("```")[0]
+    for source in (block, block.replace("\n# ", "\n")):
+        (table,) = tomllib.loads(source)["role"]
+        rest = {key: value for key, value in table.items() if key not in ("kind", "name")}
+        config, faults = decode(SettlerConfig, rest)
+        assert not faults
+        assert config is not None
+    assert {field.name for field in fields(SettlerConfig)} == rest.keys()

@@ -345,3 +345,44 @@ async def test_attest_hub_that_lies_about_own_probes_is_refused(
     close(hub, 3)
     decision = await parts.attester.decide(3)
     assert code == "" if isinstance(decision, Signed) else decision.code == code
+
+
+async def test_attest_bundle_served_under_anothers_hash_and_seal_waits(
+    parts: Parts, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = close(hub, 0)
+    hub._note_status(hub.nodes[0], hub.deployment.params.round_start_ms(0))
+    closed = close(hub, 0)
+    seal = HUB.sign(hub.deployment.staking_domain, other.seal)
+    serve(parts, monkeypatch, replace(closed, bundle_hash=other.bundle_hash), seal)
+    decision = await parts.attester.decide(0)
+    assert isinstance(decision, Waiting)
+    assert "not the one in the header" in decision.reason
+
+
+async def test_attest_bundle_swapped_while_undecided_is_refused(parts: Parts, hub: FakeHub) -> None:
+    entry = DepositEntry(0, bytes(32), encode_wei(10**18), 1_000_000, 12, bytes(32))
+    hub.edit_evidence = lambda index, evidence: replace(evidence, deposits=[entry])
+    close(hub, 0)
+    assert code_of(await parts.attester.decide(0)) == "EMC-1826"
+    hub.edit_evidence = lambda index, evidence: evidence
+    close(hub, 0)
+    assert code_of(await parts.attester.decide(0)) == "EMC-1808"
+
+
+async def test_attest_published_base_that_the_hub_hides_waits(parts: Parts, hub: FakeHub) -> None:
+    for index in range(2):
+        close(hub, index)
+    hub.chain.publish(0, hub.closed.pop(0).bundle_hash)
+    decision = await parts.attester.decide(1)
+    assert isinstance(decision, Waiting)
+    assert "does not serve" in decision.reason
+
+
+async def test_attest_published_base_served_with_other_bytes_is_refused(parts: Parts, hub: FakeHub) -> None:
+    for index in range(2):
+        close(hub, index)
+    hub.chain.publish(0, hub.closed[0].bundle_hash)
+    hub._note_status(hub.nodes[0], hub.deployment.params.round_start_ms(0))
+    close(hub, 0)
+    assert code_of(await parts.attester.decide(1)) == "EMC-1831"

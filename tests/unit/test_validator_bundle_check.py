@@ -127,6 +127,10 @@ def test_bundle_with_another_reveal_of_own_key_is_refused() -> None:
     assert refusal_of(own=replace(OWN, reveals={ME: other})).startswith("EMC-1821")
 
 
+def test_bundle_with_another_commitment_of_own_key_is_refused() -> None:
+    assert "own commitment" in refusal_of(own=replace(OWN, commitments={}))
+
+
 def test_bundle_with_an_own_vote_never_given_is_refused() -> None:
     assert OWN.votes
     assert refusal_of(own=replace(OWN, votes={})).startswith("EMC-1821")

@@ -119,6 +119,39 @@ def test_corpus_file_with_a_bad_line_names_it(tmp_path: Path) -> None:
         load_corpus(path)
 
 
+@pytest.mark.parametrize("content", ["", "no json\n", '["AAAA"]\n', "[]\n"])
+def test_corpus_file_of_garbage_or_one_leaf_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "corpus.jsonl"
+    write_corpus(path, generate_leaves(1, Random(2)))
+    path.write_text(path.read_text("utf-8") + content, "utf-8")
+    with pytest.raises(ConfigError, match="EMC-1804"):
+        load_corpus(path)
+
+
+def test_corpus_file_missing_or_in_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="EMC-1804"):
+        load_corpus(tmp_path / "none.jsonl")
+    with pytest.raises(ConfigError, match="EMC-1804"):
+        write_corpus(tmp_path / "no folder" / "corpus.jsonl", ())
+
+
+def test_corpus_file_is_not_written_with_a_faulty_leaf(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    with pytest.raises(ConfigError, match="EMC-1804"):
+        write_corpus(path, [Leaf(NONCE, (), True, "")])
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"\xc1", b"\x90", bytes(70_000)])
+def test_leaf_bytes_that_are_no_leaf_are_refused(data: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="EMC-1803"):
+        decode_leaf(data)
+
+
+def test_leaf_too_large_in_all_is_a_fault() -> None:
+    assert find_fault(Leaf(NONCE, ("字" * 8_000,) * 3, True, ""))
+
+
 def test_corpus_file_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "corpus.jsonl"
     write_corpus(path, generate_leaves(2, Random(2)))

@@ -10,6 +10,7 @@ import pytest
 
 from emcd.proto.messages import Verdict
 from emcd.proto.openai import Endpoint, read_request
+from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root
 from emcd.testing import make_key
 from emcd.types import Hash
 from emcd_validator.corpus import Leaf
@@ -189,6 +190,19 @@ def test_receipt_without_the_nodes_part_is_a_fault() -> None:
     exchange = make_exchange(good_answer())
     bare = msgspec.structs.replace(exchange.receipt, receipt=None, receipt_proof=None)
     assert find_receipt_fault(DOMAIN, HUB.address, replace(exchange, receipt=bare))
+
+
+def test_receipt_of_a_call_that_the_node_never_signed_is_a_fault() -> None:
+    exchange = make_exchange(good_answer())
+    delivery = msgspec.structs.replace(exchange.receipt.delivery, receipt_hash=bytes(32))
+    hashes = (delivery.struct_hash(),)
+    batch = RecordBatch(HUB.address, int(RecordKind.DELIVERY), batch_root(hashes), 1, AT_MS)
+    proof = RecordProof(batch, HUB.sign(DOMAIN, batch), 0, ())
+    bare = msgspec.structs.replace(
+        exchange.receipt, receipt=None, receipt_proof=None, delivery=delivery, delivery_proof=proof
+    )
+    fault = find_receipt_fault(DOMAIN, HUB.address, replace(exchange, receipt=bare))
+    assert fault == "the node signed no receipt"
 
 
 def test_receipt_with_another_status_than_came_is_a_fault() -> None:

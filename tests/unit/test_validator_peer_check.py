@@ -231,6 +231,7 @@ def test_votes_on_struck_calls_are_taken_and_others_passed_over() -> None:
         vote(receipt_hash=keccak(b"another receipt")),
         vote(verdict=0),
         vote(validator=OTHER.address),
+        vote(OTHER, validator=OTHER.address),
         edited(vote(), signature=b""),
     ],
 )

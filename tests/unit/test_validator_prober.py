@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from emcd.accounting.evidence_rule import NO_CALL
+from emcd.errors import RecoverableError
 from emcd.ledger import Ledger
 from emcd.proto.messages import Verdict
 from emcd.testing import temporary_ledger
+from emcd.types import Address
 from emcd_validator.api_keys import load_api_keys
 from emcd_validator.events import PROBE, VERDICT
-from emcd_validator.hub_client import HubAnswer
+from emcd_validator.hub_client import HubAnswer, NodeOffer
+from emcd_validator.plan import Draws
+from emcd_validator.prober import _Target
 from emcd_validator.queries.rounds import ProbeRow, ProbeState, list_probes, mark_lost, mark_sent
 from emcd_validator.revealer import reveal_round
 from emcd_validator.role import SPEC
@@ -247,3 +251,36 @@ def test_api_keys_missing_open_or_empty_are_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("EMPTY_KEYS", " , ")
     with pytest.raises(Exception, match="EMC-1805"):
         load_api_keys(None, "EMPTY_KEYS")
+
+
+async def test_probe_when_the_hub_shows_no_nodes_is_an_error(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetch_nodes() -> None:
+        raise RecoverableError("EMC-1301", "hub")
+
+    monkeypatch.setattr(parts.prober._hub, "fetch_nodes", fetch_nodes)
+    verdict, row = await run(parts)
+    assert verdict is Verdict.ERROR
+    assert "EMC-1301" in row.reason
+
+
+async def test_probe_of_a_node_that_went_away_in_the_round_is_an_error(
+    parts: Parts, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetch_nodes() -> dict[Address, NodeOffer]:
+        return {hub.nodes[0].key.address: NodeOffer(False, frozenset(), hub.now_ms())}
+
+    monkeypatch.setattr(parts.prober._hub, "fetch_nodes", fetch_nodes)
+    verdict, row = await run(parts)
+    assert verdict is Verdict.ERROR
+    assert "went away" in row.reason
+
+
+async def test_probe_taken_by_another_task_is_not_sent(parts: Parts, hub: FakeHub) -> None:
+    validator, row = parts.validator, await probe_of(parts)
+    target = _Target(validator.models["all-MiniLM-L6-v2"], b"{}")
+    draws = Draws(bytes(32), bytes(32))
+    assert await validator.write(lambda con: mark_sent(con, validator.address, row, "m", b"body"))
+    assert (await parts.prober._send(draws, row, target)).state is ProbeState.LOST
+    assert not hub.requests

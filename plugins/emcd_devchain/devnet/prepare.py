@@ -21,6 +21,7 @@ import trio
 from emcd.chain import Chain, ChainConfig
 from emcd.chain.deploy import DeploymentPlan, deploy_network
 from emcd.chain.sender import send_call
+from emcd.errors import ConfigError
 from emcd.keys import SigningKey, generate_key, load_keystore, read_keystore_address, write_keystore
 from emcd.proto.messages import Binding
 from emcd.proto.network import Deployment, decode_deployment, encode_deployment
@@ -51,8 +52,14 @@ Say = Callable[[str], None]
 
 
 async def ensure_devnet(layout: DevnetLayout, say: Say) -> Deployment:
-    """Prepare the folder unless it is prepared; returns the network."""
+    """Prepare the folder unless it is prepared; returns the network.
+
+    Raises: ConfigError EMC-2230 when it was prepared for another hub port: endpoints are on its chain.
+    """
     if layout.summary.exists():
+        made_for = json.loads(layout.summary.read_text())["hub_url"]
+        if made_for != layout.hub_url:
+            raise ConfigError("EMC-2230", f"the devnet in {layout.folder} has its hub at {made_for}")
         return decode_deployment(layout.deployment.read_bytes(), str(layout.deployment))
     if layout.folder.exists():
         _clear_half_made(layout)

@@ -22,6 +22,7 @@ _ERROR = {
     },
 }
 _HEX = {"type": "string", "pattern": "^0x[0-9a-f]*$"}
+_BINARY = {"type": "string", "format": "binary"}
 _KEY: list[dict[str, list[str]]] = [{"apiKey": []}]
 _CALL_HEADERS = {
     name: {"description": text, "schema": {"type": "string"}}
@@ -131,7 +132,7 @@ OPENAPI: dict[str, Any] = {
         "/v1/chat/completions": _call("Chat", ["model", "messages"], streams=True),
         "/v1/completions": _call("Completions", ["model", "prompt"], streams=True),
         "/v1/embeddings": _call("Embeddings", ["model", "input"], streams=False),
-        "/v1/models": _get("Models served now", "OpenAI's list, with manifests and prices", 401, 429, key=True),
+        "/v1/models": _get("Models served now", "OpenAI's list, with prices", 401, 429, key=True),
         "/v1/models/{model}": _get(
             "One model", "as in the list", 401, 404, 429, parameters=[_parameter("model", "its name")], key=True
         ),
@@ -151,14 +152,14 @@ OPENAPI: dict[str, Any] = {
                 "responses": {
                     "200": {
                         "description": "bytes; x-emc-bundle-hash and x-emc-bundle-seal beside them",
-                        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+                        "content": {"application/octet-stream": {"schema": _BINARY}},
                     },
                     **_errors(400, 404),
                 },
             }
         },
         "/api/wallets/{address}/rewards": _get(
-            "What a wallet has earned", "accrued (an estimate) to claimed, and the proof", 400, parameters=_WALLET
+            "What a wallet has earned", "accrued (an estimate) to claimed, and a proof", 400, parameters=_WALLET
         ),
         "/api/wallets/{address}/extractions": _EXTRACTIONS,
         "/api/extractions": _get(

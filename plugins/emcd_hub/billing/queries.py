@@ -156,14 +156,20 @@ def find_imbalance(con: Connection) -> str | None:
 
 
 _IMBALANCE = """
+WITH moved AS (
+    SELECT account_id, sum(granted_micro) AS g, sum(vault_micro) AS v FROM hub_movements GROUP BY 1
+), used AS (
+    SELECT account_id, sum(granted_micro) AS g, sum(vault_micro) AS v, sum(calls) AS n FROM hub_usage GROUP BY 1
+), called AS (
+    SELECT account_id, sum(granted_micro) AS g, sum(vault_micro) AS v, count(*) AS n FROM hub_calls GROUP BY 1
+)
 SELECT a.account_id FROM hub_accounts a
-LEFT JOIN (SELECT account_id, sum(granted_micro) g, sum(vault_micro) v FROM hub_movements GROUP BY 1) m USING (account_id)
-LEFT JOIN (SELECT account_id, sum(granted_micro) g, sum(vault_micro) v, sum(calls) n FROM hub_usage GROUP BY 1) u
-    USING (account_id)
-LEFT JOIN (SELECT account_id, sum(granted_micro) g, sum(vault_micro) v, count(*) n FROM hub_calls GROUP BY 1) c
-    USING (account_id)
-WHERE a.granted_micro != coalesce(m.g, 0) - coalesce(u.g, 0) OR a.vault_micro != coalesce(m.v, 0) - coalesce(u.v, 0)
-    OR coalesce(u.g, 0) != coalesce(c.g, 0) OR coalesce(u.v, 0) != coalesce(c.v, 0) OR coalesce(u.n, 0) != coalesce(c.n, 0)
+LEFT JOIN moved USING (account_id) LEFT JOIN used USING (account_id) LEFT JOIN called USING (account_id)
+WHERE a.granted_micro != coalesce(moved.g, 0) - coalesce(used.g, 0)
+    OR a.vault_micro != coalesce(moved.v, 0) - coalesce(used.v, 0)
+    OR coalesce(used.g, 0) != coalesce(called.g, 0)
+    OR coalesce(used.v, 0) != coalesce(called.v, 0)
+    OR coalesce(used.n, 0) != coalesce(called.n, 0)
 LIMIT 1
 """
 

@@ -13,7 +13,6 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 
 API_KEY_PREFIX = "emc_sk_"
-ADMIN_TOKEN_PREFIX = "emc_admin_"
 _PUBLIC_CHARS = 8
 _SECRET = re.compile(r"emc_(?:sk|admin)_[A-Za-z0-9_-]{43}")
 

@@ -97,7 +97,8 @@ def iter_calls_since(con: Connection, since_ms: int) -> Iterator[StoredCall]:
 def sum_by_node(con: Connection, from_ms: int, to_ms: int) -> list[tuple[Address, int, int]]:
     """(node, successful calls with a receipt, what they took from the vault) of a time."""
     rows = con.execute(
-        "SELECT node, count(*), sum(vault_micro) FROM hub_calls WHERE finished_at_ms >= ? AND finished_at_ms < ?"
+        "SELECT node, count(*), sum(vault_micro) FROM hub_calls"
+        " WHERE finished_at_ms >= ? AND finished_at_ms < ?"
         " AND receipt IS NOT NULL AND status IN (0, 3, 4) GROUP BY node",
         (from_ms, to_ms),
     )

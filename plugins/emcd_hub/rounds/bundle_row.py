@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -162,18 +162,6 @@ def replace_carried(con: Connection, carried: Iterable[tuple[int, int, str]]) ->
     """Set which calls of closed rounds wait for a later bundle: (call_seq, round, reason)."""
     con.execute("DELETE FROM hub_carried_calls")
     con.executemany("INSERT INTO hub_carried_calls VALUES (?, ?, ?)", carried)
-
-
-def insert_recarried(con: Connection, rounds: Sequence[int], into_round: int) -> None:
-    """The calls of rounds that came to nothing went into another bundle."""
-    con.executemany(
-        "INSERT INTO hub_recarried VALUES (?, ?) ON CONFLICT DO NOTHING",
-        [(index, into_round) for index in rounds],
-    )
-
-
-def list_recarried(con: Connection) -> set[int]:
-    return {int(row[0]) for row in con.execute("SELECT round FROM hub_recarried")}
 
 
 def _facts(row: Row) -> BundleFacts:

@@ -1,4 +1,4 @@
-"""What the chain says of rounds and credits, on disk: publications, claims, deposits. SQL and nothing else."""
+"""What the chain says of rounds and credits: publications, claims, deposits. SQL and nothing else."""
 
 from __future__ import annotations
 

@@ -33,10 +33,8 @@ from emcd_hub.rounds.bundle_row import (
     find_base,
     find_facts,
     insert_bundle,
-    insert_recarried,
     insert_seal,
     list_facts,
-    list_recarried,
     list_unsealed,
     pack_data,
     replace_carried,
@@ -90,7 +88,7 @@ class Closer:
             facts = self._facts(view, base)
             close = partial(close_round, facts, found.evidence, signatures_checked=True)
             closed = await trio.to_thread.run_sync(close)
-            await self._keep(closed, base, found, choice)
+            await self._keep(closed, base, found)
             CLOSE_SECONDS.observe(trio.current_time() - began)
         await self.seal_all()
         sealed = await self._ledger.read(lambda con: find_facts(con, index))
@@ -140,13 +138,11 @@ class Closer:
                 index, closed, publications, partial(_is_refused, con), partial(_is_attested, con), void_after
             )
             base = find_base(con, choice.round) if choice.round >= 0 else None
-            done = list_recarried(con)
-            kept = tuple(item for item in choice.abandoned if item not in done)
-            return base or Base(), Choice(choice.round, kept)
+            return base or Base(), choice
 
         return await self._ledger.read(read)
 
-    async def _keep(self, closed: ClosedRound, base: Base, found: SettleInput, choice: Choice) -> None:
+    async def _keep(self, closed: ClosedRound, base: Base, found: SettleInput) -> None:
         """Write the closed round and its one hash, all or nothing."""
         index = closed.bundle.header.round
         params = closed.bundle.header.params
@@ -165,7 +161,6 @@ class Closer:
             if outcome is not SignOnce.CONFLICT:
                 insert_bundle(con, closed, packed, conducts, closed_at_ms)
                 replace_carried(con, found.waiting)
-                insert_recarried(con, choice.abandoned, index)
             return outcome
 
         if await self._ledger.write(write) is SignOnce.CONFLICT:

@@ -27,14 +27,14 @@ _refusal = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
 def insert_statements(con: Connection, index: int, found: Statements) -> int:
     """Keep statements that are new. Returns: how many were."""
-    rows: list[tuple[int, str, bytes, bytes]] = []
-    for plan in found.commitments:
-        rows.append((index, "commitment", address_bytes(plan.commitment.validator), _encode(plan)))
-    for reveal in found.reveals:
-        rows.append((index, "reveal", address_bytes(reveal.reveal.validator), _encode(reveal)))
-    for vote in found.votes:
-        key = vote.vote.call_id + address_bytes(vote.vote.validator)
-        rows.append((index, "vote", key, _encode(vote)))
+    rows = [
+        *(
+            (index, "commitment", address_bytes(e.commitment.validator), _encode(e))
+            for e in found.commitments
+        ),
+        *((index, "reveal", address_bytes(e.reveal.validator), _encode(e)) for e in found.reveals),
+        *((index, "vote", e.vote.call_id + address_bytes(e.vote.validator), _encode(e)) for e in found.votes),
+    ]
     before = con.total_changes
     con.executemany("INSERT INTO hub_evidence VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", rows)
     return con.total_changes - before

@@ -111,7 +111,8 @@ def end_claimed(con: Connection, wallet: Address, through_round: int, block: int
         asked = row.extraction
         if row.state == "requested" and not asked.submit and asked.through_round <= through_round:
             con.execute(
-                "UPDATE hub_extractions SET state = 'claimed', final_block = ? WHERE wallet = ? AND nonce = ?",
+                "UPDATE hub_extractions SET state = 'claimed', final_block = ?"
+                " WHERE wallet = ? AND nonce = ?",
                 (block, wallet, encode_wei(asked.nonce)),
             )
 
@@ -119,7 +120,8 @@ def end_claimed(con: Connection, wallet: Address, through_round: int, block: int
 def undo_ends_above(con: Connection, number: int) -> None:
     """Open again what ended in blocks that are no more."""
     con.execute(
-        "UPDATE hub_extractions SET state = 'requested', reason = '', final_block = NULL WHERE final_block > ?",
+        "UPDATE hub_extractions SET state = 'requested', reason = '', final_block = NULL"
+        " WHERE final_block > ?",
         (number,),
     )
 

@@ -29,6 +29,8 @@ from emcd_hub.rounds.view_row import find_first_view, find_view, upsert_view
 MAX_PAUSE_S = 30.0
 BAD_AFTER_FAILURES = 3
 BOUNDARY_MARGIN_S = 0.01
+LATE_SIGNATURE_ROUNDS = 2
+"""How long signatures beyond the quorum are still asked for."""
 
 
 class RoundKeeper:
@@ -58,6 +60,7 @@ class RoundKeeper:
         self._log = log
         self._problems: dict[str, str] = {}
         self._quorums: set[int] = set()
+        self._unanimous: set[int] = set()
 
     @property
     def problem(self) -> str:
@@ -136,13 +139,18 @@ class RoundKeeper:
         newest = self.current_round() - 2
         recent = await self._ledger.read(lambda con: list_facts(con, self._params.void_after_rounds + 1))
         for facts in recent:
-            if facts.round in self._quorums or facts.round < newest - self._params.void_after_rounds:
+            age = newest - facts.round
+            if facts.round in self._unanimous or age > self._params.void_after_rounds:
+                continue
+            if facts.round in self._quorums and age > LATE_SIGNATURE_ROUNDS:
                 continue
             view = await self._find_view(facts.round)
             if view is None:
                 continue
             signed, total = await self._collector.collect_attestations(view)
-            if 3 * signed > 2 * total:
+            if signed == total:
+                self._unanimous.add(facts.round)
+            if 3 * signed > 2 * total and facts.round not in self._quorums:
                 self._quorums.add(facts.round)
                 self._bus.publish(ROUND_STATE, RoundMoved(Round(facts.round), "attested"))
 
