@@ -1,8 +1,10 @@
-"""Who probes whom, when, with what: drawn by the beacon, the same for everybody.
+"""Who probes whom, when, with what: nobody chooses it.
 
-Source: DESIGN 2.6, VERIFICATION 5.4. Each draw is keccak of a label and its inputs, taken modulo
-the bound: the bias is below 2**-128 for any stake. Invariant: the slots of a node have different
-validators while there are enough.
+Source: DESIGN 2.6, VERIFICATION 5.4. The probers are drawn from the beacon, the same for everybody;
+time and content of a probe are drawn from the prober's committed seed too, so that nobody else knows
+them before it reveals. Each draw is keccak of a label and its inputs, taken modulo the bound: the bias
+is below 2**-128 for any stake. Invariant: the slots of a node have different validators while there
+are enough.
 """
 
 from __future__ import annotations
@@ -22,12 +24,11 @@ WINDOW_END_PERCENT = 85
 
 @dataclass(frozen=True)
 class ProbeAssignment:
-    """Validator `validator` probes node `node` at `at_ms`, as its probe number `slot` of the round."""
+    """Validator `validator` probes node `node`, as its probe number `slot` of the round."""
 
     validator: Address
     node: Address
     slot: int
-    at_ms: int
 
 
 def probed_nodes(participants: Iterable[SnapshotEntry], params: NetworkParams) -> tuple[Address, ...]:
@@ -58,9 +59,7 @@ def assign_probes(
     for node in sorted(set(nodes), key=address_bytes):
         probers = _draw_probers(beacon_hash, index, node, pool, params.probes_per_node)
         for slot, validator in enumerate(probers):
-            probes.append(
-                ProbeAssignment(validator, node, slot, _draw_time_ms(beacon_hash, index, node, slot, params))
-            )
+            probes.append(ProbeAssignment(validator, node, slot))
     return tuple(probes)
 
 
@@ -79,13 +78,28 @@ def draw_leaf(seed: bytes, beacon_hash: bytes, node: Address, slot: int, leaf_co
     return draw_value(seed, beacon_hash, node, slot, "leaf", leaf_count)
 
 
+def draw_time_ms(
+    seed: bytes, beacon_hash: bytes, node: Address, slot: int, params: NetworkParams, round: int
+) -> int:
+    """When the probe is due, inside `probe_window_ms`."""
+    first, last = probe_window_ms(params, round)
+    return first + draw_value(seed, beacon_hash, node, slot, "time", max(1, last - first))
+
+
+def probe_window_ms(params: NetworkParams, round: int) -> tuple[int, int]:
+    """First moment at which a probe of the round is due, and the one after the last."""
+    start, length = params.round_start_ms(round), params.round_s * 1000
+    return start + length * WINDOW_START_PERCENT // 100, start + length * WINDOW_END_PERCENT // 100
+
+
 def _draw_probers(
     beacon_hash: bytes, index: int, node: Address, pool: Sequence[tuple[Address, int]], slots: int
 ) -> list[Address]:
     rest = list(pool)
     chosen: list[Address] = []
     for slot in range(min(slots, len(rest))):
-        ticket = _draw_of_round(b"prober", beacon_hash, index, node, slot, sum(power for _, power in rest))
+        inputs = (beacon_hash, index.to_bytes(8, "big"), address_bytes(node), bytes([slot]))
+        ticket = _draw(b"prober", *inputs, bound=sum(power for _, power in rest))
         for position, (validator, power) in enumerate(rest):  # noqa: B007
             if ticket < power:
                 break
@@ -93,21 +107,6 @@ def _draw_probers(
         chosen.append(validator)
         del rest[position]
     return chosen
-
-
-def _draw_time_ms(beacon_hash: bytes, index: int, node: Address, slot: int, params: NetworkParams) -> int:
-    round_ms = params.round_s * 1000
-    first = round_ms * WINDOW_START_PERCENT // 100
-    width = max(1, round_ms * WINDOW_END_PERCENT // 100 - first)
-    return (
-        params.round_start_ms(index) + first + _draw_of_round(b"time", beacon_hash, index, node, slot, width)
-    )
-
-
-def _draw_of_round(label: bytes, beacon_hash: bytes, index: int, node: Address, slot: int, bound: int) -> int:
-    return _draw(
-        label, beacon_hash, index.to_bytes(8, "big"), address_bytes(node), bytes([slot]), bound=bound
-    )
 
 
 def _draw(label: bytes, *parts: bytes, bound: int) -> int:

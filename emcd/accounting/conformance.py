@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from emcd.accounting.assignment import assign_probes, draw_leaf
+from emcd.accounting.assignment import assign_probes, draw_leaf, draw_time_ms
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.emission import cumulative_wei, epoch_reward, issue_wei
 from emcd.accounting.reward_tree import RewardTree
@@ -150,10 +150,17 @@ def _check_assignments(table: Any) -> Iterator[Check]:
     for number, row in enumerate(table["assignments"]):
         params = from_json(NetworkParams, row["params"])
         validators = [(Address(address), int(power)) for address, power in row["validators"]]
-        probes = assign_probes(
-            bytes.fromhex(row["beacon_hash"][2:]), row["round"], row["nodes"], validators, params
-        )
-        computed = [[probe.validator, probe.node, probe.slot, probe.at_ms] for probe in probes]
+        seeds = {validator: bytes.fromhex(seed[2:]) for validator, seed in row["seeds"].items()}
+        beacon, index = bytes.fromhex(row["beacon_hash"][2:]), row["round"]
+        computed = [
+            [
+                p.validator,
+                p.node,
+                p.slot,
+                draw_time_ms(seeds[p.validator], beacon, p.node, p.slot, params, index),
+            ]
+            for p in assign_probes(beacon, index, row["nodes"], validators, params)
+        ]
         yield f"assignment {number}", row["probes"], computed
     for row in table["leaf_draws"]:
         seed, beacon = bytes.fromhex(row["seed"][2:]), bytes.fromhex(row["beacon_hash"][2:])

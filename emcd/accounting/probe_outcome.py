@@ -2,7 +2,8 @@
 
 A verdict on an answer needs the answer: it is backed by a call of the bundle with its node, its
 request and its response; an ERROR needs the call alone, or none. One call backs one probe, that
-whose planned time is nearest to the call's start, so that copying another's probe gains nothing.
+whose planned time is nearest to the call's start; a planned time is drawn from the seed that its
+validator committed to, so that copying another's probe gains nothing.
 Source: DESIGN 2.4 and 2.6, VERIFICATION 4 and 5.
 """
 
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
+from emcd.accounting.assignment import draw_time_ms
 from emcd.accounting.evidence_rule import NO_CALL
 from emcd.accounting.suspension import Strike
 from emcd.accounting.tally import ProbedCall
@@ -55,21 +57,25 @@ def compute_probe_outcome(
     online: Set[Address],
 ) -> ProbeOutcome:
     """Args: `calls` those that the reveals name (`CallTally.probed`), `online` nodes with a status."""
-    probes = [(entry.reveal.validator, probe) for entry in reveals for probe in entry.probes]
-    backed = _backed(terms, [probe for _, probe in probes], calls)
+    probes = [(entry.reveal, probe) for entry in reveals for probe in entry.probes]
+    backed = _backed(terms, [(reveal.seed, probe) for reveal, probe in probes], calls)
     done: Counter[Address] = Counter()
     passed: Counter[Address] = Counter()
     accusations = []
-    for validator, probe in probes:
+    for reveal, probe in probes:
         verdict = Verdict(probe.verdict)
         is_backed = (probe.node, probe.slot) in backed
-        done[validator] += _is_done(verdict, probe, is_backed=is_backed, is_online=probe.node in online)
+        done[reveal.validator] += _is_done(
+            verdict, probe, is_backed=is_backed, is_online=probe.node in online
+        )
         if not is_backed:
             continue
         call = calls[probe.call_id]
         passed[probe.node] += verdict is Verdict.PASS and call.counts
         if verdict.is_strike:
-            accusations.append(Accusation(validator, probe.node, probe.call_id, call.receipt_hash, verdict))
+            accusations.append(
+                Accusation(reveal.validator, probe.node, probe.call_id, call.receipt_hash, verdict)
+            )
     planned = Counter(assignment.validator for assignment in terms.assignments.values())
     return ProbeOutcome(planned, +done, +passed, tuple(sorted(accusations, key=lambda item: item.call_id)))
 
@@ -99,15 +105,16 @@ def list_standing_strikes(
 
 
 def _backed(
-    terms: RoundTerms, probes: Iterable[ProbeResult], calls: Mapping[bytes, ProbedCall]
+    terms: RoundTerms, probes: Iterable[tuple[bytes, ProbeResult]], calls: Mapping[bytes, ProbedCall]
 ) -> set[tuple[Address, int]]:
+    """Node and slot of the probes that a call backs; each comes with its validator's seed."""
     nearest: dict[bytes, tuple[int, bytes, int, Address]] = {}
-    for probe in probes:
+    for seed, probe in probes:
         call = calls.get(probe.call_id)
         if call is None or not _matches(probe, call):
             continue
-        away = abs(terms.assignments[probe.node, probe.slot].at_ms - call.started_at_ms)
-        claim = (away, address_bytes(probe.node), probe.slot, probe.node)
+        due_at_ms = draw_time_ms(seed, terms.beacon_hash, probe.node, probe.slot, terms.params, terms.round)
+        claim = (abs(due_at_ms - call.started_at_ms), address_bytes(probe.node), probe.slot, probe.node)
         if probe.call_id not in nearest or claim < nearest[probe.call_id]:
             nearest[probe.call_id] = claim
     return {(node, slot) for _, _, slot, node in nearest.values()}

@@ -30,6 +30,7 @@ class RoundTerms:
     round: int
     hub: Address
     domain: Domain
+    beacon_hash: bytes
     params: NetworkParams
     prices: dict[int, PriceTable]
     powers: dict[Address, int]
@@ -65,6 +66,7 @@ def make_terms(
         header.round,
         header.hub,
         header.domain,
+        header.beacon_block_hash,
         header.params,
         {table.version: table for table in header.prices},
         powers,

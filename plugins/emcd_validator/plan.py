@@ -11,13 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from emcd.accounting.assignment import (
-    WINDOW_END_PERCENT,
-    WINDOW_START_PERCENT,
-    ProbeAssignment,
-    draw_leaf,
-    draw_value,
-)
+from emcd.accounting.assignment import ProbeAssignment, draw_leaf, draw_time_ms, draw_value
+from emcd.accounting.assignment import probe_window_ms as probe_window_ms  # noqa: PLC0414 (the prober's too)
 from emcd.proto.address import address_bytes
 from emcd.proto.params import NetworkParams
 from emcd.types import Address
@@ -47,6 +42,9 @@ class Draws:
     def leaf(self, slot: Slot, leaf_count: int) -> int:
         return draw_leaf(self.seed, self.beacon_hash, slot.node, slot.slot, leaf_count)
 
+    def time_ms(self, slot: Slot, params: NetworkParams, round_index: int) -> int:
+        return draw_time_ms(self.seed, self.beacon_hash, slot.node, slot.slot, params, round_index)
+
 
 @dataclass(frozen=True)
 class PlannedProbe:
@@ -67,11 +65,10 @@ def draw_plan(
     draws: Draws, slots: Sequence[Slot], leaf_count: int, params: NetworkParams, round_index: int
 ) -> tuple[PlannedProbe, ...]:
     """Time and leaf of every slot, in the order given (that of `own_slots`)."""
-    first, last = probe_window_ms(params, round_index)
     taken: set[int] = set()
     plan = []
     for slot in slots:
-        due_at_ms = first + draws.below(slot, "time", max(1, last - first))
+        due_at_ms = draws.time_ms(slot, params, round_index)
         plan.append(PlannedProbe(slot, due_at_ms, _take_leaf(draws, slot, leaf_count, taken)))
     return tuple(plan)
 
@@ -80,12 +77,6 @@ def pick_model(draws: Draws, slot: Slot, offered: Iterable[str], judged: Iterabl
     """The model to probe a node for, among those it offers and the validator can judge."""
     choice = sorted(set(offered) & set(judged))
     return choice[draws.below(slot, "model", len(choice))] if choice else None
-
-
-def probe_window_ms(params: NetworkParams, round_index: int) -> tuple[int, int]:
-    """First and last moment at which a probe of the round is due."""
-    start, length = params.round_start_ms(round_index), params.round_s * 1000
-    return start + length * WINDOW_START_PERCENT // 100, start + length * WINDOW_END_PERCENT // 100
 
 
 def _take_leaf(draws: Draws, slot: Slot, count: int, taken: set[int]) -> int | None:

@@ -49,6 +49,7 @@ class RoundView:
             self.round,
             hub,
             domain,
+            self.beacon_hash,
             params,
             {prices.version: prices},
             {entry.node: int.from_bytes(entry.power_wei, "big") for entry in self.validators},

@@ -181,9 +181,9 @@ async def test_silent_node_is_given_up_after_the_deadline(tmp_path: Path) -> Non
         await world.until(lambda: silent.cancelled == 1)
 
 
-async def test_no_node_yet_is_404_and_a_lost_one_503(tmp_path: Path) -> None:
+async def test_no_node_at_all_and_a_lost_one_are_503(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
-        assert (await post(world)).json()["error"]["code"] == "model_not_found"
+        assert (await post(world)).status == 503
         node = await world.add_node(StubNode(node_key(0)))
         node.scope.cancel()
         await world.until(lambda: world.plane.board.find(node.key.address) is None)

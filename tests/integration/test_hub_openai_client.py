@@ -127,10 +127,13 @@ async def test_client_raises_its_own_errors(tmp_path: Path) -> None:
         return client.embeddings.create(**{"model": MODEL, "input": "x", **fields})
 
     async with running_world(tmp_path, granted_micro=1) as world:
+        with pytest.raises(openai.InternalServerError) as no_node:
+            await use(world, embed)
+        assert no_node.value.status_code == 503
+        await world.add_node(StubNode(node_key(0), answer=engine))
         with pytest.raises(openai.NotFoundError) as no_model:
             await use(world, lambda c: embed(c, model="nothing"))
         assert no_model.value.code == "model_not_found"
-        await world.add_node(StubNode(node_key(0), answer=engine))
         with pytest.raises(openai.RateLimitError) as no_credit:
             await use(world, embed)
         assert no_credit.value.code == "insufficient_quota"

@@ -7,13 +7,14 @@ from contextlib import suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emcd.accounting.assignment import probe_window_ms
 from emcd.errors import RemoteProtocolError
 from emcd.proto.hashing import keccak
 from emcd.testing import make_key
 from emcd_validator.corpus import Leaf, decode_leaf, encode_leaf, find_fault
 from emcd_validator.corpus_tree import build_levels, build_path, compute_root, is_leaf
 from emcd_validator.judge import Judgement, read_answer
-from emcd_validator.plan import Draws, Slot, draw_plan, probe_window_ms
+from emcd_validator.plan import Draws, Slot, draw_plan
 from emcd_validator.probe_request import PATH, build_request, upstream_hash
 from emcd_validator.statement import read_commitment, read_evidence, read_reveal, read_seals, read_votes
 from tests.support.validator_world import make_deployment

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from emcd.accounting.assignment import ProbeAssignment, assign_probes, probed_nodes
+from emcd.accounting.assignment import ProbeAssignment, assign_probes, draw_time_ms, probed_nodes
 from emcd.accounting.plan import compute_commitment, compute_probes_hash
 from emcd.accounting.price import charge_call_ceil, price_of
 from emcd.accounting.round_close import (
@@ -145,6 +145,11 @@ class World:
         nodes = probed_nodes(self.participants(), self.params)
         return assign_probes(keccak(b"beacon"), self.round, nodes, powers, self.params)
 
+    def probe_time_ms(self, probe: ProbeAssignment) -> int:
+        """When the prober's seed has the probe due."""
+        seed, _, _ = self._plan_secrets(self.by_address[probe.validator])
+        return draw_time_ms(seed, keccak(b"beacon"), probe.node, probe.slot, self.params, self.round)
+
     def sign(self, name: str, struct: TypedStruct) -> bytes:
         return sign(self.domain, struct, secret_of(name))
 
@@ -211,7 +216,7 @@ class World:
                 self.calls.append(self.make_call(node, start + 100 * number))
         for probe in self.assignments():
             node = self.by_address[probe.node]
-            call = self.make_call(node, probe.at_ms, tokens=(30, 0), from_vault=False)
+            call = self.make_call(node, self.probe_time_ms(probe), tokens=(30, 0), from_vault=False)
             self.calls.append(call)
             verdict = self.verdicts.get(node, Verdict.PASS)
             assert call.receipt is not None

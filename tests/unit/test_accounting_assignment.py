@@ -4,7 +4,14 @@ from collections import Counter
 
 import pytest
 
-from emcd.accounting.assignment import assign_probes, draw_leaf, draw_value, probed_nodes
+from emcd.accounting.assignment import (
+    assign_probes,
+    draw_leaf,
+    draw_time_ms,
+    draw_value,
+    probe_window_ms,
+    probed_nodes,
+)
 from emcd.money import encode_wei
 from emcd.proto.hashing import keccak
 from emcd.proto.params import mainnet_params
@@ -26,13 +33,21 @@ def test_assignment_gives_each_node_two_different_validators() -> None:
         assert len({probe.validator for probe in mine}) == 2
 
 
-def test_assignment_times_are_inside_the_window_of_the_round() -> None:
+def test_draw_time_is_inside_the_window_of_the_round() -> None:
     start, length = PARAMS.round_start_ms(3), PARAMS.round_s * 1000
-    times = [probe.at_ms - start for probe in assign_probes(BEACON, 3, NODES, VALIDATORS, PARAMS)]
+    seed = keccak(b"seed")
+    times = [draw_time_ms(seed, BEACON, node, slot, PARAMS, 3) for node in NODES for slot in range(2)]
 
-    assert min(times) >= length * 20 // 100
-    assert max(times) < length * 85 // 100
+    assert probe_window_ms(PARAMS, 3) == (start + length * 20 // 100, start + length * 85 // 100)
+    assert min(times) >= start + length * 20 // 100
+    assert max(times) < start + length * 85 // 100
     assert len(set(times)) > len(times) // 2
+
+
+def test_draw_time_needs_the_seed() -> None:
+    seeds = [keccak(b"seed %d" % number) for number in range(20)]
+
+    assert len({draw_time_ms(seed, BEACON, NODES[0], 0, PARAMS, 3) for seed in seeds}) == len(seeds)
 
 
 def test_assignment_does_not_depend_on_the_order_of_its_input() -> None:

@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from rich.console import Console
 
 from emcd.errors import FatalError, RecoverableError
 from emcd.net.http_client import Response
+from emcd.proto.network import Deployment
+from emcd.proto.params import devnet_params
+from emcd.types import Address
 from emcd_devchain.devnet import watch as watch_module
 from emcd_devchain.devnet.layout import DevnetLayout, read_layout
-from emcd_devchain.devnet.watch import RoundTeller, fetch_json, load_names, wait_until_ready, watch
+from emcd_devchain.devnet.watch import (
+    RoundTeller,
+    fetch_json,
+    load_names,
+    wait_until_open,
+    wait_until_ready,
+    watch,
+)
 
-NODE = "0x" + "A" * 40
-WALLET = "0x" + "B" * 40
+NODE = Address("0x" + "A" * 40)
+WALLET = Address("0x" + "B" * 40)
 HUB = "http://127.0.0.1:8420"
 
 
@@ -227,6 +238,22 @@ async def test_wait_until_ready_gives_up(
         await wait_until_ready(layout)
 
     assert caught.value.code == "EMC-2234"
+
+
+@pytest.mark.parametrize(("ahead_s", "lines"), [(9, ["the first round begins in 9 s"]), (-9, [])])
+async def test_wait_until_open_waits_for_the_first_round(
+    jumping_clock: Any, monkeypatch: pytest.MonkeyPatch, ahead_s: int, lines: list[str]
+) -> None:
+    genesis_s = 1_800_000_000
+    deployment = Deployment(1, NODE, NODE, NODE, NODE, 0, devnet_params(genesis_s))
+    monkeypatch.setattr(watch_module.time, "time", lambda: genesis_s - ahead_s)
+    said: list[str] = []
+    began = trio.current_time()
+
+    await wait_until_open(deployment, said.append)
+
+    assert said == lines
+    assert trio.current_time() - began == pytest.approx(max(0, ahead_s), abs=0.5)
 
 
 async def test_fetch_json_other_status_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,14 @@ def test_estimate_grows_with_the_round_and_needs_a_success() -> None:
 
 def terms() -> RoundTerms:
     return RoundTerms(
-        3, make_key("hub").address, DOMAIN, NetworkParams(0), {}, {make_key("judge").address: 5}, {}
+        3,
+        make_key("hub").address,
+        DOMAIN,
+        ZERO_HASH,
+        NetworkParams(0),
+        {},
+        {make_key("judge").address: 5},
+        {},
     )
 
 

@@ -52,4 +52,4 @@ def test_pick_model_takes_only_what_is_offered_and_judged() -> None:
 
 
 def test_own_slots_of_a_stranger_are_none() -> None:
-    assert own_slots([ProbeAssignment(VALIDATORS[0], NODES[0], 0, 5)], VALIDATORS[1]) == ()
+    assert own_slots([ProbeAssignment(VALIDATORS[0], NODES[0], 0)], VALIDATORS[1]) == ()

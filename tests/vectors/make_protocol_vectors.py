@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from emcd.accounting.assignment import assign_probes, draw_leaf
+from emcd.accounting.assignment import assign_probes, draw_leaf, draw_time_ms
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.conformance import TYPED_STRUCTS
 from emcd.accounting.reward_tree import RewardTree
@@ -146,14 +146,19 @@ def assignments() -> dict[str, Any]:
         beacon = keccak(name.encode())
         nodes = [address_of(f"node {n}") for n in range(5)]
         validators = [(address_of(f"validator {n}"), (n + 1) * 10**24) for n in range(4)]
-        probes = assign_probes(beacon, 11, nodes, validators, params)
+        seeds = {address: keccak(b"seed of " + address.encode()) for address, _ in validators}
+        probes = [
+            [p.validator, p.node, p.slot, draw_time_ms(seeds[p.validator], beacon, p.node, p.slot, params, 11)]
+            for p in assign_probes(beacon, 11, nodes, validators, params)
+        ]
         rows.append({
             "beacon_hash": hex_hash(beacon),
             "round": 11,
             "nodes": nodes,
             "validators": [[address, str(power)] for address, power in validators],
             "params": to_json(params),
-            "probes": [[probe.validator, probe.node, probe.slot, probe.at_ms] for probe in probes],
+            "seeds": {address: hex_hash(seed) for address, seed in seeds.items()},
+            "probes": probes,
         })  # fmt: skip
     draws = []
     for number in range(8):
@@ -164,8 +169,9 @@ def assignments() -> dict[str, Any]:
             "leaf_count": 20_000, "leaf": leaf,
         })  # fmt: skip
     return {
-        "rule": "draw = keccak(keccak('emcd:' || label) || inputs) mod bound; prober and time: beacon, u64 round, node, "
-        "u8 slot; leaf: label probe:leaf, seed, beacon, node, u8 slot. Probers by stake, without replacement",
+        "rule": "draw = keccak(keccak('emcd:' || label) || inputs) mod bound; prober: beacon, u64 round, node, u8 slot; "
+        "leaf and time: labels probe:leaf and probe:time, the prober's seed, beacon, node, u8 slot. Probers by stake, "
+        "without replacement; a probe is validator, node, slot, time in ms; times from 20 % to 85 % of the round",
         "assignments": rows,
         "leaf_draws": draws,
     }

@@ -56,6 +56,7 @@ class RoundView:
             self.round,
             hub,
             deployment.staking_domain,
+            self.beacon_hash,
             params,
             {deployment.prices.version: deployment.prices},
             self.powers,
