@@ -54,7 +54,9 @@ class HubConfig:
     max_calls_per_account: int = setting(512, minimum=1)
     max_connections: int = setting(4096, minimum=16)
     wrong_keys_per_minute: int = setting(30, minimum=1, doc="failed authentications of one address")
-    registry_poll_s: float = setting(2.0, minimum=0.1, doc="how often the chain's registry is read")
+    registry_poll_s: float = setting(
+        2.0, minimum=0.1, doc="the least time between two readings of the registry"
+    )
     collect_poll_s: float = setting(
         5.0, minimum=0.1, doc="how often validators are asked for what is missing"
     )

@@ -212,6 +212,37 @@ async def test_busy_node_serves_waiting_calls_in_turn(tmp_path: Path) -> None:
         assert answers == [200] * 10
 
 
+async def test_caller_without_credit_in_line_holds_up_nobody(tmp_path: Path) -> None:
+    """Who is woken for room and then refused passes the room on."""
+    going = trio.Event()
+
+    async def until_told(node: StubNode, call: Any, meta: Any) -> None:
+        from tests.support.hub_world import answer_embedding
+
+        await going.wait()
+        await answer_embedding(node, call, meta)
+
+    async with running_world(tmp_path) as world:
+        await world.add_node(StubNode(node_key(0), capacity=1, answer=until_told))
+        poor = await world.plane.office.create_account("poor")
+        poor_key = await world.plane.office.create_key(poor.account_id, "")
+        statuses: list[int] = []
+
+        async def ask(**headers: str) -> None:
+            statuses.append((await post(world, **headers)).status)
+
+        with trio.fail_after(8):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await trio.sleep(0.2)
+                nursery.start_soon(partial(ask, authorization=f"Bearer {poor_key.secret}"))
+                await trio.sleep(0.2)
+                nursery.start_soon(ask)
+                await trio.sleep(0.2)
+                going.set()
+        assert sorted(statuses) == [200, 200, 429]
+
+
 async def test_busy_nodes_answer_503_after_the_queue_time(tmp_path: Path) -> None:
     async def stuck(node: StubNode, call: Any, meta: Any) -> None:
         await trio.sleep_forever()

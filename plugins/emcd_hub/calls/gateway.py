@@ -36,6 +36,7 @@ from emcd_hub.nodes.routing import NoRoute, choose_node
 from emcd_hub.nodes.status import ModelInfo
 
 RETRY_AFTER_S = 1
+PICKY_POLL_S = 0.05
 
 
 class Gateway:
@@ -110,7 +111,11 @@ class Gateway:
                 raise
             info = entry.models[request.model]
             input_bound = _input_bound(request, info)
-            held = self._reserve(account_id, request, info, input_bound)
+            try:
+                held = self._reserve(account_id, request, info, input_bound)
+            except ApiError:
+                self._board.pass_on(request.endpoint, request.model)  # the room it was woken for
+                raise
             try:
                 call = self._recorder.open(request, hash_of_request, entry.address, info, held)
                 context = CallContext(request, call, reply, self._recorder, self._limits, began_at)
@@ -143,9 +148,14 @@ class Gateway:
         raise no_credit()
 
     async def _route(self, request: UpstreamRequest, failed: Sequence[Address]) -> NodeEntry:
-        """The node for the next attempt, waiting in line for room where all are busy. Raises: ApiError."""
+        """The node for the next attempt, waiting in line for room where all are busy. Raises: ApiError.
+
+        Who can't take every node of the model looks now and then instead: in the line it would be
+        woken for room that it can't use.
+        """
         board, endpoint, model = self._board, request.endpoint, request.model
-        if request.only or failed or not board.must_queue(endpoint, model):
+        is_picky = bool(request.only or failed)
+        if is_picky or not board.must_queue(endpoint, model):
             choice = self._choose(request, failed)
             if isinstance(choice, NodeEntry):
                 return choice
@@ -153,15 +163,13 @@ class Gateway:
             raise overloaded("too many calls wait for a node", RETRY_AFTER_S)
         with trio.move_on_after(self._limits.queue_timeout_s):
             while True:
-                await board.wait_room(endpoint, model)
-                try:
-                    choice = self._choose(request, failed)
-                except ApiError:
-                    board.pass_on(endpoint, model)
-                    raise
+                if is_picky:
+                    await trio.sleep(PICKY_POLL_S)
+                else:
+                    await board.wait_room(endpoint, model)
+                choice = self._choose(request, failed)
                 if isinstance(choice, NodeEntry):
                     return choice
-                board.pass_on(endpoint, model)
         raise overloaded("every node of the model is busy", RETRY_AFTER_S)
 
     def _choose(self, request: UpstreamRequest, failed: Sequence[Address]) -> NodeEntry | NoRoute:
@@ -177,6 +185,8 @@ class Gateway:
             return no_node("none of the chosen nodes is online with this model", RETRY_AFTER_S)
         if self._board.knows_model(endpoint, model):
             return no_node(f"no node serves {model[:80]!r} at the moment", RETRY_AFTER_S)
+        if self._board.is_empty:  # just started, most likely: what exists is not known
+            return no_node("no node is connected", RETRY_AFTER_S)
         return unknown_model(model)
 
 

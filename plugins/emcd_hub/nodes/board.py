@@ -101,6 +101,11 @@ class NodeBoard:
         """Whether anybody served it within the online window."""
         return (endpoint, model) in self._last_seen_ms
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no node is connected, with or without a status."""
+        return not self._entries
+
     def find(self, address: Address) -> NodeEntry | None:
         return self._entries.get(address)
 
@@ -136,7 +141,7 @@ class NodeBoard:
         return key in self._waiting or self._promised.get(key, 0) > 0
 
     async def wait_room(self, endpoint: Endpoint, model: str) -> None:
-        """Wait in line until a node of the model has room, or comes. Who can't use it must `pass_on`."""
+        """Wait in line until a node of the model has room, or comes. Who then leaves must `pass_on`."""
         key = (endpoint, model)
         lot = self._waiting.setdefault(key, trio.lowlevel.ParkingLot())
         try:
