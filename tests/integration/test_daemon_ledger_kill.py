@@ -37,11 +37,13 @@ async def main():
             for lane in range(32):
                 nursery.start_soon(write, lane)
 
+code = 0
 try:
     trio.run(main)
 except* FatalError as group:
     print(group.exceptions[0].code, file=sys.stderr)
-    sys.exit(3)
+    code = 3
+sys.exit(code)
 """
 
 
