@@ -193,7 +193,8 @@ async def test_hub_that_shows_one_validator_another_bundle_is_found_by_all(
 
     async with running_net(tmp_path, [cheat], prepare=lie, urls={"validator-4": "/alt"}) as net:
         status, page = await net.wait_decision("validator-4", net.index)
-        assert (status, page["code"]) == (404, "EMC-1822"), page
+        assert status == 404
+        assert page["code"] in ("EMC-1822", "EMC-1808"), page  # its own audit, or a peer's seal came first
         for name in KEY_NAMES[:3]:
             status, page = await net.wait_decision(name, net.index)
             assert status == 200, page
