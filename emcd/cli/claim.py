@@ -22,7 +22,7 @@ from emcd.types import Address
 
 
 @click.command()
-@click.option("--recipient", default="", help="Who is paid; the wallet itself without it.")
+@click.option("--recipient", default="", metavar="ADDRESS", help="Who is paid; the wallet itself without it.")
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

@@ -27,9 +27,12 @@ _CLOSED = ("closed", "attested", "published", "active")
 
 
 @click.command()
-@click.option("--recipient", default="", help="Who is paid; the wallet itself without it.")
+@click.option("--recipient", default="", metavar="ADDRESS", help="Who is paid; the wallet itself without it.")
 @click.option(
-    "--through-round", type=click.IntRange(0), help="Up to which round; the last closed one without it."
+    "--through-round",
+    type=click.IntRange(0),
+    metavar="ROUND",
+    help="Up to which round; the last closed one without it.",
 )
 @click.option(
     "--submit/--no-submit",

@@ -26,6 +26,7 @@ from emcd.types import Address
 @click.option(
     "--lock-days",
     type=click.IntRange(0, 360),
+    metavar="DAYS",
     help="Compute: 0 (default), 7, 30, 90 or 180 (weighs 1.0, 1.4, 2.7, 6.2, 10.0 times). Router: 180. "
     "Validator: 360.",
 )

@@ -26,7 +26,7 @@ MAX_BUNDLE_BYTES = 256 << 20
 
 @click.command("why-unpaid")
 @click.argument("call_or_round")
-@click.option("--node", default="", help="The node to ask about; needed for a round.")
+@click.option("--node", default="", metavar="ADDRESS", help="The node to ask about; needed for a round.")
 @network_options
 @json_option
 @pass_command_context

@@ -16,6 +16,7 @@ from emcd.proto.hashing import keccak
 from emcd.types import Hash
 
 MAX_MANIFEST_BYTES = 16_384
+MAX_NAME_CHARS = 256
 
 
 class EmbeddingManifest(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="embedding",
@@ -72,6 +73,8 @@ def decode_manifest(data: bytes) -> Manifest:
         manifest = _decoder.decode(data)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise RemoteProtocolError("EMC-1610", str(exc)) from exc
+    if len(manifest.name) > MAX_NAME_CHARS:
+        raise RemoteProtocolError("EMC-1610", f"a name of {len(manifest.name)} characters")
     if canonical_json(manifest) != data:
         raise RemoteProtocolError("EMC-1610", f"{manifest.name[:80]}: not in canonical form")
     return manifest

@@ -84,7 +84,7 @@ def decode_control(data: bytes) -> Control:
     """Raises: RemoteProtocolError EMC-1498."""
     try:
         return _control_decoder.decode(data)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RemoteProtocolError("EMC-1498", f"control message: {exc}") from exc
 
 
@@ -92,7 +92,7 @@ def decode_part(data: bytes, kind: type[T]) -> T:
     """Decode a CallMeta, ResponseHead or CallEnd. Raises: RemoteProtocolError EMC-1498."""
     try:
         part = _decoders[kind].decode(data)  # type: ignore[index]
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RemoteProtocolError("EMC-1498", f"{kind.__name__}: {exc}") from exc
     assert isinstance(part, kind)
     return part

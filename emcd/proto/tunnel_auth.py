@@ -148,7 +148,7 @@ def _decode(message: bytes, kind: type[T]) -> T:
         raise RemoteProtocolError("EMC-1402", f"{kind.__name__} of {len(message)} bytes")
     try:
         decoded = msgspec.msgpack.decode(message, type=kind)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RemoteProtocolError("EMC-1402", f"{kind.__name__}: {exc}") from exc
     version = getattr(decoded, "version", VERSION)
     if version != VERSION:

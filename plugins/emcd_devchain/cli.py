@@ -145,7 +145,7 @@ async def _running(
     """The devnet, prepared, started, provisioned; stopped at the end unless it is to be kept."""
     from emcd_devchain.devnet.prepare import daemon_variables, ensure_devnet, write_summary
     from emcd_devchain.devnet.provision import provision
-    from emcd_devchain.devnet.watch import wait_until_ready
+    from emcd_devchain.devnet.watch import wait_until_open, wait_until_ready
 
     deployment = await ensure_devnet(layout, console.print)
     start_daemon(layout, config, daemon_variables(layout))
@@ -155,6 +155,7 @@ async def _running(
         await wait_until_ready(layout)
         await provision(layout, deployment)
         write_summary(layout, deployment)
+        await wait_until_open(deployment, console.print)
         console.print(_welcome(layout), highlight=False)
         ready = True
         yield

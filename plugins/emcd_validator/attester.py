@@ -190,8 +190,10 @@ class Attester:
         first = round_index - params.carry_rounds
         probes = await validator.read(lambda con: list_probes(con, me, round_index))
         settled = await validator.read(lambda con: list_settled_calls(con, me, first, round_index - 1))
+        # The hub can fetch what was filed before the round began in two graces: a node that sends its
+        # batch to validators only, and late, makes no bundle wrong.
         filed = await validator.read(
-            lambda con: list_omissions(con, me, first, round_index, params.grace_end_ms(round_index))
+            lambda con: list_omissions(con, me, first, round_index - 1, params.round_start_ms(round_index))
         )
         deposits = {item.index: item for item in await self._views.fetch_deposits()}
         listed = max((entry.index for entry in iter_section(sealed.data, Section.DEPOSITS)), default=-1)

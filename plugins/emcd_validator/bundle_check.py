@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from emcd.accounting.plan import compute_commitment
 from emcd.accounting.receipt import CallReceipt
 from emcd.proto.bundle import CallEntry, CommitmentEntry, DepositEntry, RevealEntry, VoteEntry
 from emcd.proto.bundle_codec import Section, iter_section
@@ -56,7 +57,8 @@ class Knowledge:
         own: its own statements: where the bundle has them, they must be these.
         held: statements, own and peers', that the hub must have: they must be there.
         struck: receipt hash by call id of the strikes whose evidence it checked.
-        omissions: (call id, node) of calls filed before the round closed, and not settled yet.
+        omissions: (call id, node) of calls filed a full round before the bundle's grace, and not
+            settled yet.
         deposits: the vault's purchases by index; credited: indices that earlier bundles credited.
         vault_used_micro: what the bundles before this one took from credits bought in the vault.
     """
@@ -110,7 +112,8 @@ def read_facts(data: bytes, wanted: frozenset[bytes]) -> BundleFacts:
 
 def list_wanted(knowledge: Knowledge) -> frozenset[bytes]:
     """The calls that the checks look at."""
-    return frozenset({call.call_id for call in knowledge.own_calls} | knowledge.struck.keys())
+    filed = {call_id for call_id, _ in knowledge.omissions}
+    return frozenset({call.call_id for call in knowledge.own_calls} | knowledge.struck.keys() | filed)
 
 
 def find_refusal(facts: BundleFacts, knowledge: Knowledge) -> Refusal | None:
@@ -141,8 +144,15 @@ def _statement_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refu
     for peer in sorted(knowledge.held.commitments.keys() - facts.commitments.keys()):
         yield Refusal("EMC-1822", f"the commitment of {peer} is missing")
     for peer in sorted(knowledge.held.reveals.keys() - facts.reveals.keys()):
-        if peer in facts.commitments:
+        listed = facts.commitments.get(peer)
+        if listed is not None and _is_opened(listed, knowledge.held.reveals[peer]):
             yield Refusal("EMC-1822", f"the reveal of {peer} is missing")
+
+
+def _is_opened(listed: CommitmentEntry, entry: RevealEntry) -> bool:
+    """Whether a reveal is of the listed plan, and not of another one that its author signed too."""
+    reveal = entry.reveal
+    return compute_commitment(reveal.seed, reveal.corpus_root, reveal.salt) == listed.commitment.commitment
 
 
 def _call_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
@@ -201,8 +211,13 @@ def _vote_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
 
 def _omission_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
     for call_id, node in knowledge.omissions:
-        if call_id not in facts.call_ids:
+        entry = facts.calls.get(call_id)
+        if entry is None:
             yield Refusal("EMC-1825", f"{format_call_id(call_id)}, filed by {node}, is left out")
+        elif entry.receipt_ref is None:
+            yield Refusal(
+                "EMC-1825", f"{format_call_id(call_id)}, filed by {node}, stands there without its proof"
+            )
 
 
 def _deposit_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:

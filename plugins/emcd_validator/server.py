@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import msgspec
+import trio
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -35,12 +36,21 @@ from emcd_validator.entry import (
 )
 from emcd_validator.evidence_page import make_evidence
 from emcd_validator.queries.bundles import list_bundles
-from emcd_validator.queries.items import Filed, Item, Kind, file_omission, find_item, list_items
+from emcd_validator.queries.items import (
+    Filed,
+    Item,
+    Kind,
+    file_omission,
+    find_item,
+    list_filed,
+    list_items,
+)
 from emcd_validator.queries.rounds import find_probe_of_call
 from emcd_validator.statement import (
     read_receipt,
     write_commitment,
     write_evidence,
+    write_omissions,
     write_reveal,
     write_round_root,
     write_seal,
@@ -71,6 +81,7 @@ class Pages:
             "votes": self._votes,
             "rounds": self._round,
             "seals": self._seals,
+            "omissions": self._omissions,
         }
         routes = [Route(f"/{name}/{{round}}", partial(self._serve, page)) for name, page in pages.items()]
         routes += [
@@ -119,6 +130,13 @@ class Pages:
         seals = [write_seal(BundleSeal(validator.hub, index, row.bundle_hash), row.seal) for row in rows]
         return {"seals": seals} if seals else None
 
+    async def _omissions(self, index: int) -> Any:
+        """The nodes' batches of one that were filed, for the hub to prove these calls in bundle `index`."""
+        validator = self._validator
+        first = index - validator.params.carry_rounds
+        filed = await validator.read(lambda con: list_filed(con, validator.address, first, index))
+        return {"omissions": await trio.to_thread.run_sync(write_omissions, filed)}
+
     async def _attestation(self, request: Request) -> Response:
         index = _read_round(request)
         item = None if index is None else await self._find_own(Kind.ROUND_ROOT, index)
@@ -163,6 +181,9 @@ class Pages:
         outcome = check_receipt(validator.domain, validator.hub, call)
         if outcome.fault is not None:
             return _reply(400, {"code": outcome.fault.code, "reason": outcome.fault.detail})
+        if call.receipt_proof is None or call.receipt_proof.batch.count != 1:
+            reason = "the node's receipt is wanted, signed in a batch of its own"
+            return _reply(400, {"code": "EMC-1830", "reason": reason})
         age = validator.current_round() - call.delivery.round
         if not 0 <= age <= validator.params.carry_rounds + 1:
             return _reply(

@@ -18,6 +18,7 @@ from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.json_form import from_json, to_json
 from emcd.proto.messages import BundleSeal, PlanCommitment, Reveal, RoundRoot, Vote
+from emcd.proto.records import format_call_id
 
 MAX_VOTES = 4_096
 MAX_PROBES = 65_536
@@ -168,6 +169,18 @@ def read_receipt(data: bytes) -> CallReceipt:
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise RemoteProtocolError("EMC-1499", f"receipt: {exc}") from exc
     return from_json(CallReceipt, table)
+
+
+def write_omissions(receipts: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Of each filed receipt the node's batch, which holds it alone: what the hub lacks."""
+    rows = []
+    for data in receipts:
+        call = read_receipt(data)
+        proof = call.receipt_proof
+        if proof is not None and proof.batch.count == 1:
+            row = {"call_id": format_call_id(call.forward.call_id), "batch": to_json(proof.batch)}
+            rows.append({**row, "signature": write_signature(proof.signature)})
+    return rows
 
 
 def _base64(data: bytes) -> str:

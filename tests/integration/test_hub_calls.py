@@ -287,9 +287,12 @@ async def test_concurrent_calls_never_overdraw(tmp_path: Path) -> None:
 
 
 async def test_answer_beyond_the_reservation_is_capped_at_what_is_there(tmp_path: Path) -> None:
-    text = msgspec.json.encode(
-        {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 5000, "total_tokens": 5100}}
-    )
+    text = (
+        msgspec.json.encode(
+            {"choices": [], "usage": {"prompt_tokens": 100, "completion_tokens": 5000, "total_tokens": 5100}}
+        )
+        + b" " * 5000
+    )  # a token is at least a byte of the answer
     async with running_world(tmp_path, granted_micro=10_000_000, default_output_tokens=1) as world:
         await world.add_node(StubNode(node_key(0), answer=answer_with(200, text, (100, 5000))))
         answer = await post(

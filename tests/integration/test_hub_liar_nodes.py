@@ -17,6 +17,7 @@ from emcd.net.tunnel import run_tunnel
 from emcd.proto.control import (
     BatchMessage,
     CallEnd,
+    NoticeMessage,
     ProofMessage,
     ResponseHead,
     StatusMessage,
@@ -79,6 +80,35 @@ async def test_inflated_usage_is_bounded_by_the_request(tmp_path: Path) -> None:
         await world.add_node(liar)
         assert (await post(world)).status == 502
         assert await world.balances() == (10**15, 0)
+
+
+async def test_inflated_output_without_a_bound_is_refused(tmp_path: Path) -> None:
+    """One letter for 2**53 tokens, in a request without max_tokens: nothing is charged."""
+    async with running_world(tmp_path, granted_micro=10**15) as world:
+        await world.add_node(StubNode(node_key(0), answer=answer_with(200, b"x", (1, 2**53))))
+        headers = {"authorization": f"Bearer {world.api_key}"}
+        chat = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+        answer = await request("POST", world.url + "/v1/chat/completions", json=chat, headers=headers)
+        assert answer.status == 502
+        assert await world.balances() == (10**15, 0)
+
+
+@pytest.mark.parametrize("field", ["input_tokens", "output_tokens", "started_at_ms", "finished_at_ms"])
+async def test_negative_number_in_a_receipt_is_retried_elsewhere(tmp_path: Path, field: str) -> None:
+    async def negative(node: StubNode, call: Any, meta: Any) -> None:
+        body = b"{}"
+        await call.start(encode(ResponseHead(200, "application/json")))
+        await call.send(body)
+        receipt = Receipt(meta.forward.struct_hash(), keccak(body), 200, 5, 0, 1, 2)
+        await call.finish(encode(CallEnd(replace(receipt, **{field: -1}))))
+
+    async with running_world(tmp_path) as world:
+        await world.add_node(StubNode(node_key(0), capacity=999, answer=negative))
+        good = await world.add_node(StubNode(node_key(1), capacity=1))
+        got = await post(world)
+        assert (got.status, got.headers["x-emc-node"]) == (200, good.key.address)
+        memory = world.plane.book.find(world.account_id)
+        assert (memory.granted_micro, memory.vault_micro) == await world.balances()
 
 
 async def test_receipt_with_a_wrong_clock_serves_and_does_not_count(tmp_path: Path) -> None:
@@ -220,7 +250,54 @@ async def test_replayed_and_foreign_statuses_are_refused(tmp_path: Path) -> None
         assert not seen
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x80", b"garbage" * 100, encode(ProofMessage((), ()))])
+@pytest.mark.parametrize(
+    "changes",
+    [{"sequence": -1}, {"sent_at_ms": -1}, {"capacity": -1}, {"in_flight": -1}, {"in_flight": 2**32},
+     {"capacity": 2**40}, {"models": (b"short",)}],
+)  # fmt: skip
+async def test_status_that_can_not_be_hashed_is_a_fault_of_the_node(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    async with running_world(tmp_path) as world:
+        node = await world.add_node(StubNode(node_key(0)))
+        status = world.plane.board.find(node.key.address).status
+        bad = replace(status, **{"sequence": status.sequence + 1, **changes})
+        assert await send(world, node, StatusMessage(bad, b"\0" * 65, ())) == "EMC-1723"
+        assert (await post(world)).status == 200
+
+
+async def test_batch_that_can_not_be_hashed_is_a_fault_of_the_node(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        node, hashes = await quiet_node(world)
+        good = node.make_batch(hashes)
+        bad = BatchMessage(replace(good.batch, signed_at_ms=-1), good.signature, hashes)
+        assert await send(world, node, bad) == "EMC-1725"
+
+
+async def test_node_that_comes_with_ever_new_models_is_held_back(tmp_path: Path) -> None:
+    async with running_world(tmp_path) as world:
+        node = await world.add_node(StubNode(node_key(0)))
+        for number in range(12):
+            node.manifests = (EngineManifest(name=f"m{number}"),)
+            await node.send_status()
+        await world.until(lambda: len(node.notices) == 5)
+        assert {notice.code for notice in node.notices} == {"EMC-1729"}
+        assert len(world.plane.board._last_seen_ms) == 3 * 8
+        assert node.link is not None
+        assert not node.link.closed.is_set()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        encode(NoticeMessage("x", "abc")).replace(b"abc", b"\xff" * 3),
+        b"",
+        b"\xc1",
+        b"\x80",
+        b"garbage" * 100,
+        encode(ProofMessage((), ())),
+    ],
+)
 async def test_garbage_control_messages_are_answered_and_survived(tmp_path: Path, raw: bytes) -> None:
     async with running_world(tmp_path) as world:
         node = await world.add_node(StubNode(node_key(0)))

@@ -286,6 +286,30 @@ async def test_late_receipts_are_carried_into_a_later_bundle(tmp_path: Path) -> 
         assert seen[0].receipt_ref is not None
 
 
+async def test_receipt_that_a_node_files_with_a_validator_only_is_proven_in_the_next_bundle(
+    tmp_path: Path,
+) -> None:
+    async with network(tmp_path, granted_micro=0) as net:
+        await buy(net, 10**9)
+        index = net.now_round() + 1
+        await net.until_round(index)
+        await net.wait_view(index)
+        hider = net.nodes[0]
+        hider.batching = False
+        call_id = await net.call(provider={"only": [hider.key.address]})
+        message = hider.make_batch((hider.receipts[-1],))
+        filed = {"call_id": call_id, "batch": to_json(message.batch)}
+        forged = {**filed, "signature": "0x" + make_key("x").sign(DOMAIN, message.batch).hex()}
+        filed["signature"] = "0x" + message.signature.hex()
+        liar, witness = net.validators[:2]
+        for wanted in range(index, index + 3):
+            liar.pages[f"/omissions/{wanted}"] = {"omissions": [forged]}
+            witness.pages[f"/omissions/{wanted}"] = {"omissions": [filed, filed]}
+        _, bundle = await net.wait_closed(index)
+        [call] = [c for c in bundle.calls if "call_" + c.forward.call_id.hex() == call_id]
+        assert call.receipt_ref is not None
+
+
 async def test_attestations_make_the_round_attested_and_events_move_it_on(tmp_path: Path) -> None:
     async with network(tmp_path) as net:
         index = net.now_round() + 1

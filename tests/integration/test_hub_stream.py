@@ -172,6 +172,30 @@ async def test_client_that_leaves_stops_the_work_and_pays_for_what_it_got(tmp_pa
         assert await world.ledger.read(find_imbalance) is None
 
 
+async def test_client_that_leaves_pays_for_no_empty_events_and_no_more_than_its_bound(tmp_path: Path) -> None:
+    async def padded(node: StubNode, call: Any, meta: Any) -> None:
+        await call.start(encode(ResponseHead(200, "text/event-stream")))
+        await call.send(EVENTS[0] * 30 + b"data:\n\ndata: {}\n\ndata: 1\n\n" * 1000)
+        await trio.sleep_forever()
+
+    async with running_world(tmp_path, granted_micro=10**9) as world:
+        for fields, tokens in ({}, 30), ({"max_tokens": 5}, 5):
+            node = await world.add_node(StubNode(node_key(0), answer=padded))
+            headers = {"authorization": f"Bearer {world.api_key}"}
+            body = msgspec.json.encode(chat(**fields))
+            async with stream("POST", world.url + CHAT, headers=headers, body=body) as answer:
+                async for _ in answer:
+                    break
+            while node.cancelled == 0:
+                await trio.sleep(0.01)
+            await world.until(lambda: world.plane.gateway.active == 0)
+            delivery = await last_delivery(world)
+            assert delivery.status == CallStatus.CANCELLED
+            assert delivery.credits_micro == tokens * 10_000
+            node.scope.cancel()
+            await world.until(lambda: world.plane.board.is_empty)
+
+
 async def test_stream_that_uses_up_the_account_is_cut_with_a_proper_end(tmp_path: Path) -> None:
     events = chat_events([f" w{n}" for n in range(5000)])
     async with running_world(tmp_path, granted_micro=2_500_000) as world:

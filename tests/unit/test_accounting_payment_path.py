@@ -474,6 +474,20 @@ def test_call_that_was_a_failed_probe_breaks_at_metered() -> None:
     assert (step.name, step.evidence) == ("metered", "a probe, found GROSS; probes count by passing")
 
 
+def test_call_that_a_probe_names_wrongly_breaks_at_its_nodes_metered() -> None:
+    """The reveal says PASS about a request that was not made: no call backs it, nothing is earned."""
+    world = World(calls_per_node=0)
+    for validator, probes in world.probes.items():
+        world.probes[validator] = [
+            edited(probe, request_hash=bytes(32)) if probe.node == NODE else probe for probe in probes
+        ]
+
+    step = broken(trace_call(close(world), probe_call(world), ALL_CLAIMED))
+
+    assert step.name == "metered"
+    assert step.evidence.startswith("0.00 credits that weigh")
+
+
 NODE_FAULTS: dict[str, tuple[str, Callable[[World], tuple[Bundle, ChainFacts]]]] = {
     "unbound": (
         "bound",

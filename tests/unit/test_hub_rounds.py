@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sqlite3
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from emcd.accounting.plan import compute_commitment, compute_probes_hash
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
 from emcd.money import encode_wei
 from emcd.proto.address import address_bytes
-from emcd.proto.bundle import SnapshotEntry, ValidatorPower
+from emcd.proto.bundle import CommitmentEntry, ProbeResult, SnapshotEntry, ValidatorPower, VoteEntry
 from emcd.proto.eip712 import Domain
 from emcd.proto.hashing import keccak
 from emcd.proto.json_form import to_json
-from emcd.proto.messages import PlanCommitment, RoundRoot
+from emcd.proto.messages import PlanCommitment, Reveal, RoundRoot, Verdict, Vote
 from emcd.proto.params import NetworkParams
 from emcd.testing import make_key
 from emcd.types import ZERO_HASH, ParticipantRole
@@ -22,9 +25,23 @@ from emcd_hub.rounds.accrual import NodeSoFar, estimate_rewards
 from emcd_hub.rounds.base import Choice, choose_base, is_quorum
 from emcd_hub.rounds.bundle_row import BundleFacts
 from emcd_hub.rounds.chain_row import PublicationRow
+from emcd_hub.rounds.evidence_row import (
+    insert_statements,
+    list_commitments,
+    list_known,
+    list_reveals,
+    list_votes,
+)
 from emcd_hub.rounds.state import cover_rounds, find_tips, round_state, split_stages
-from emcd_hub.rounds.statement import read_attestation_page, read_commitment_page, read_round_page
+from emcd_hub.rounds.statement import (
+    Statements,
+    read_attestation_page,
+    read_commitment_page,
+    read_reveal_page,
+    read_round_page,
+)
 from emcd_hub.rounds.view import RoundView
+from emcd_hub.schema import MIGRATIONS
 
 DOMAIN = Domain(31337, make_key("staking").address)
 
@@ -225,6 +242,76 @@ def test_page_of_many_keeps_the_good_ones() -> None:
     for wrong in nonsense:
         with pytest.raises(RemoteProtocolError):
             read_round_page(wrong, terms())
+
+
+def reveal_page(name: str, seed: bytes = b"s", **changes: Any) -> dict[str, Any]:
+    probes = changes.pop("probes", ())
+    secrets = (keccak(seed), keccak(b"corpus"), keccak(b"salt"))
+    reveal = Reveal(make_key(name).address, 3, *secrets, compute_probes_hash(()))
+    signature = "0x" + make_key(name).sign(DOMAIN, reveal).hex()
+    return {"reveal": to_json(reveal), "signature": signature, "probes": [to_json(p) for p in probes]}
+
+
+def test_reveal_with_other_probes_than_it_hashes_is_refused() -> None:
+    node = make_key("node").address
+    forged = ProbeResult(node, 0, 1, bytes(16), ZERO_HASH, ZERO_HASH, int(Verdict.PASS), 0)
+    assert read_reveal_page(reveal_page("judge"), terms()).refused == 0
+    found = read_reveal_page(reveal_page("judge", probes=[forged]), terms())
+    assert (found.reveals, found.refused) == ((), 1)
+
+
+def test_plan_made_after_the_round_began_is_refused() -> None:
+    params = terms().params
+    plan = PlanCommitment(make_key("judge").address, 3, keccak(b"c"), params.round_start_ms(3))
+    page = {"commitment": to_json(plan), "signature": "0x" + make_key("judge").sign(DOMAIN, plan).hex()}
+    assert read_commitment_page(page, terms()).refused == 1
+
+
+def hub_tables() -> sqlite3.Connection:
+    con = sqlite3.connect(":memory:")
+    for step in MIGRATIONS:
+        con.executescript(step.sql)
+    return con
+
+
+def plan_of(name: str, seed: bytes, at_ms: int = 1) -> CommitmentEntry:
+    opening = compute_commitment(keccak(seed), keccak(b"corpus"), keccak(b"salt"))
+    return CommitmentEntry(PlanCommitment(make_key(name).address, 3, opening, at_ms), b"s" * 65)
+
+
+def test_author_may_have_a_few_different_statements_on_record() -> None:
+    con = hub_tables()
+    plans = tuple(plan_of("judge", b"%d" % n) for n in range(6))
+    reveals = tuple(
+        entry for n in range(6)
+        for entry in read_reveal_page(reveal_page("judge", b"%d" % n), terms()).reveals
+    )  # fmt: skip
+    assert insert_statements(con, 3, Statements(reveals=reveals)) == 0
+    assert insert_statements(con, 3, Statements(commitments=plans[:2])) == 2
+    assert insert_statements(con, 3, Statements(commitments=plans, reveals=reveals)) == 2 + 4
+    assert insert_statements(con, 3, Statements(commitments=plans, reveals=reveals)) == 0
+    assert {e.commitment.commitment for e in list_commitments(con, 3)} == {
+        e.commitment.commitment for e in plans[:4]
+    }
+    assert len(list_reveals(con, 3)) == 4
+    assert insert_statements(con, 3, Statements(commitments=(plan_of("friend", b"x"),))) == 1
+    authors = {address_bytes(make_key(name).address) for name in ("judge", "friend")}
+    assert list_known(con, 3, "commitment") == authors
+
+
+def test_votes_about_another_receipt_leave_room_for_the_right_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    con = hub_tables()
+    call = SimpleNamespace(delivery=SimpleNamespace(receipt_hash=keccak(b"receipt")))
+    monkeypatch.setattr("emcd_hub.rounds.evidence_row.find_call", lambda con, call_id: call)
+    judge = make_key("judge").address
+
+    def vote(receipt: bytes, verdict: Verdict) -> VoteEntry:
+        return VoteEntry(Vote(judge, 3, bytes(16), keccak(receipt), int(verdict), 0), b"s" * 65)
+
+    wrong = tuple(vote(b"%d" % n, Verdict.PASS) for n in range(6))
+    right = (vote(b"receipt", Verdict.PASS), vote(b"receipt", Verdict.FAIL))
+    assert insert_statements(con, 3, Statements(votes=wrong + right)) == 2
+    assert len(list_votes(con, 3)) == 2
 
 
 def test_attestation_counts_only_with_its_validators_signature() -> None:

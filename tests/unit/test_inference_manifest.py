@@ -63,6 +63,7 @@ def test_model_hash_differs_with_every_field() -> None:
         b'{"kind":"engine","kind":"engine","name":"m"}',
         b"[" * 10_000,
         b'{"kind":"engine","name":"' + b"m" * MAX_MANIFEST_BYTES + b'"}',
+        b'{"kind":"engine","name":"' + b"m" * 257 + b'"}',
     ],
 )
 def test_decode_manifest_bad_bytes_refused(data: bytes) -> None:

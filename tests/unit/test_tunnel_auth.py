@@ -180,6 +180,16 @@ def test_hub_garbage_is_refused(message: bytes) -> None:
         hub_side().check(message, NOW, COMPUTE)
 
 
+def test_text_that_is_not_utf8_is_refused() -> None:
+    hub = hub_side()
+    hub.hello()
+    message = msgspec.msgpack.encode(proof(hub=hub)).replace(NODE.address[-4:].encode(), b"\xff\xfe\xfd\xfc")
+    with pytest.raises(RemoteProtocolError, match="EMC-1402"):
+        hub.check(message, NOW, COMPUTE)
+    with pytest.raises(RemoteProtocolError, match="EMC-1402"):
+        node_side().prove(msgspec.msgpack.encode([1, "abc", N1]).replace(b"abc", b"\xff\xfe\xfd"), NOW)
+
+
 def test_hub_extra_field_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="EMC-1402"):
         check([*proof(), 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -269,9 +270,26 @@ async def test_attest_bundle_without_a_filed_call_is_refused(
     parts: Parts, hub: FakeHub, ledger: Ledger
 ) -> None:
     me, node = parts.validator.address, hub.nodes[0].key.address
-    await ledger.write(lambda con: file_omission(con, me, bytes(16), 0, node, b"{}", 5))
+    at_ms = hub.deployment.params.round_start_ms(1) - 1
+    await ledger.write(lambda con: file_omission(con, me, bytes(16), 0, node, b"{}", at_ms))
     close(hub, 0)
-    assert code_of(await parts.attester.decide(0)) == "EMC-1825"
+    assert isinstance(await parts.attester.decide(0), Signed)
+    close(hub, 1)
+    assert code_of(await parts.attester.decide(1)) == "EMC-1825"
+
+
+async def test_attest_call_filed_too_late_for_the_hub_to_fetch_is_not_missed(
+    parts: Parts, hub: FakeHub, ledger: Ledger
+) -> None:
+    """A node that shows its receipt to the validators alone, just before the grace ends, stops no round."""
+    me, node = parts.validator.address, hub.nodes[0].key.address
+    params = hub.deployment.params
+    for index, at_ms in ((0, params.grace_end_ms(0) - 1), (1, params.round_start_ms(1))):
+        call_id = bytes([index]) * 16
+        await ledger.write(partial(file_omission, instance=me, call_id=call_id, round_index=index, node=node,
+                                   receipt=b"{}", now_ms=at_ms))  # fmt: skip
+        close(hub, index)
+        assert isinstance(await parts.attester.decide(index), Signed)
 
 
 async def test_attest_deposit_not_seen_waits_and_a_wrong_one_is_refused(parts: Parts, hub: FakeHub) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from emcd.accounting.receipt import CallReceipt
 from emcd.accounting.round_close import CallRecords, ClosedRound
-from emcd.proto.bundle import RevealEntry
+from emcd.proto.bundle import CommitmentEntry, RevealEntry
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
 from emcd.proto.records import RecordProof
@@ -210,6 +210,30 @@ def test_bundle_that_leaves_out_a_filed_call_is_refused() -> None:
     assert refusal_of(omissions=[filed]).startswith("EMC-1825")
     known = next(iter(CALLS))
     assert refusal_of(omissions=[(known, address_of("node-1"))]) == ""
+
+
+def test_bundle_with_a_filed_call_and_no_proof_of_it_is_refused() -> None:
+    named = {probe.call_id for probes in WORLD.probes.values() for probe in probes}
+    call = next(call for call in WORLD.calls if call.forward.call_id not in named)
+    assert call.receipt is not None
+    proof = call.receipt.struct_hash()
+    closed = WORLD.close(batches=[b for b in WORLD.batches() if proof not in b.record_hashes])
+    filed = [(call.forward.call_id, call.forward.node)]
+    own = {"own_calls": (), "struck": {}, "held": Held()}
+    assert refusal_of(closed, **own) == ""
+    assert refusal_of(closed, omissions=filed, **own).startswith("EMC-1825")
+
+
+def test_peer_that_signed_two_plans_makes_no_bundle_incomplete() -> None:
+    peer = next(v for v in WORLD.probes if v != ME)
+    name = next(name for name in WORLD.validator_names if address_of(name) == peer)
+    plan = edited(HELD.commitments[peer].commitment, commitment=keccak(b"another plan"))
+    other = CommitmentEntry(plan, WORLD.sign(name, plan))
+    closed = WORLD.close(
+        commitments=[other if e.commitment.validator == peer else e for e in WORLD.commitments()], votes=[]
+    )
+    assert peer not in held_of(closed).reveals
+    assert refusal_of(closed, held=replace(HELD, votes={}), own=replace(OWN, votes={})) == ""
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,24 @@ import pytest
 
 from emcd.ledger import Ledger
 from emcd.proto.json_form import from_json, to_json
+from emcd.proto.merkle import record_leaf
 from emcd.proto.messages import RoundRoot
-from emcd.proto.records import format_call_id
+from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root, format_call_id
 from emcd.services import Health, HealthState
 from emcd.testing import make_key, temporary_ledger
+from emcd_hub.rounds.statement import read_omission_page
 from emcd_validator.queries.items import MAX_OMISSIONS_PER_NODE
 from emcd_validator.revealer import reveal_round
 from emcd_validator.role import SPEC
 from emcd_validator.server import MAX_OMISSION_BYTES, Pages
-from emcd_validator.statement import read_commitment, read_evidence, read_reveal, read_seals, read_votes
+from emcd_validator.statement import (
+    read_commitment,
+    read_evidence,
+    read_receipt,
+    read_reveal,
+    read_seals,
+    read_votes,
+)
 from tests.support.validator_world import (
     FakeHub,
     Parts,
@@ -188,6 +197,38 @@ async def test_omission_not_signed_by_the_hub_or_too_old_is_refused(parts: Parts
         status, page = await ask(parts, "/omissions", body)
         assert (status, page["code"]) == (400, code)
     assert (await ask(parts, "/omissions", b" " * (MAX_OMISSION_BYTES + 1)))[0] == 413
+
+
+async def test_omission_whose_receipt_shares_its_batch_is_refused(parts: Parts, hub: FakeHub) -> None:
+    """Nobody could put it into a bundle: a bundle has whole batches."""
+    set_clock(hub, hub.deployment.params.round_end_ms(0))
+    call = make_call(hub.deployment, hub.nodes[0].key, b"{}", b"{}", hub.now_ms())
+    records = call.records
+    assert records.receipt is not None
+    hashes = (records.receipt.struct_hash(), bytes(32))
+    batch = RecordBatch(records.forward.node, int(RecordKind.RECEIPT), batch_root(hashes), 2, hub.now_ms())
+    signature = hub.nodes[0].key.sign(hub.deployment.staking_domain, batch)
+    proof = RecordProof(batch, signature, 0, (record_leaf(hashes[1]),))
+    shared = msgspec.structs.replace(call.receipt, receipt_proof=proof)
+    status, page = await ask(parts, "/omissions", msgspec.json.encode(to_json(shared)))
+    assert (status, page["code"]) == (400, "EMC-1830")
+    assert "batch of its own" in page["reason"]
+
+
+async def test_filed_batches_are_served_to_the_hub_as_long_as_they_can_be_carried(
+    parts: Parts, hub: FakeHub
+) -> None:
+    set_clock(hub, hub.deployment.params.round_end_ms(0))
+    body = omission(hub, hub.now_ms())
+    index = hub.deployment.params.round_at(hub.now_ms())
+    await ask(parts, "/omissions", body)
+    for wanted, count in ((index - 1, 0), (index, 1), (index + 12, 1), (index + 13, 0)):
+        status, page = await ask(parts, f"/omissions/{wanted}")
+        assert (status, len(read_omission_page(page))) == (200, count)
+    [filed] = read_omission_page((await ask(parts, f"/omissions/{index}"))[1])
+    receipt = read_receipt(body)
+    assert receipt.receipt_proof is not None
+    assert (filed.call_id, filed.batch) == (receipt.forward.call_id, receipt.receipt_proof.batch)
 
 
 async def test_omissions_of_one_node_are_bounded(

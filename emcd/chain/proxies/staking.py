@@ -89,12 +89,15 @@ class StakingProxy(Contract):
         return ValidatorSet(ValidatorPower(node, encode_wei(power)) for node, power in members if power)
 
     async def fetch_snapshot(self, at: BlockRef) -> tuple[SnapshotEntry, ...]:
-        """Every bound node at a snapshot block as bundles have it; nobody suspended.
+        """Every staked node and every hub at a snapshot block as bundles have it; nobody suspended.
+
+        A binding is free, so a node with no stake at all takes no room in a bundle: in a result it is
+        a node that is not bound.
 
         `lock_days` is the effective lock: of a compute node the days whose multiplier counts, 0 when
         the lock is over; of the others, whose multiplier is 1 always, the days they chose.
         """
-        return tuple(_snapshot_entry(p) for p in await self.fetch_participants(at=at))
+        return tuple(_snapshot_entry(p) for p in await self.fetch_participants(at=at) if _is_listed(p))
 
     async def fetch_current_round(self, *, at: BlockRef | None = None) -> Round:
         return Round(await self.view_one("currentRound", at=at))
@@ -158,6 +161,11 @@ def _participant(raw: dict[str, object]) -> Participant:
     values: Sequence[object] = list(raw.values())
     node, wallet, role, *rest = values
     return Participant(node, wallet, ParticipantRole(role), *rest)  # type: ignore[arg-type]
+
+
+def _is_listed(participant: Participant) -> bool:
+    staked_wei = participant.stake_wei + participant.pending_wei + participant.unbonding_wei
+    return staked_wei > 0 or participant.role is ParticipantRole.HUB
 
 
 def _snapshot_entry(participant: Participant) -> SnapshotEntry:

@@ -6,6 +6,7 @@ Reads only what anybody could read. It must not reach into the daemon.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from emcd.errors import FatalError, RecoverableError
 from emcd.money import format_token_floor
 from emcd.net.http_client import request
+from emcd.proto.network import Deployment
 from emcd_devchain.devnet.layout import DevnetLayout
 from emcd_devchain.devnet.process import require_alive
 from emcd_devchain.devnet.roster import NODES
@@ -49,6 +51,14 @@ async def wait_until_ready(layout: DevnetLayout) -> None:
                 pass
             await trio.sleep(0.2)
     raise FatalError("EMC-2234", f"the hub at {layout.hub_url} is not ready after {START_S:.0f} s")
+
+
+async def wait_until_open(deployment: Deployment, say: Callable[[str], None]) -> None:
+    """Wait for the first round: the hub takes no calls before it."""
+    left_s = deployment.params.genesis_time_s - time.time()
+    if left_s > 0:
+        say(f"the first round begins in {left_s:.0f} s")
+        await trio.sleep(left_s)
 
 
 def load_names(layout: DevnetLayout) -> dict[str, str]:

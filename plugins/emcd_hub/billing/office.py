@@ -1,12 +1,15 @@
 """Everything that changes accounts and keys beside calls: ledger first, memory after.
 
-Invariants: what memory holds was committed before; every change is idempotent by its key.
+Invariants: what memory holds was committed before; every change is idempotent by its key; nothing
+is cancelled between the two.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+
+import trio
 
 from emcd.clock import Clock
 from emcd.ledger import Connection, Ledger
@@ -25,6 +28,8 @@ from emcd_hub.billing.queries import (
     revoke_api_key,
 )
 from emcd_hub.bootstrap import make_account_id, make_api_key
+
+WRITE_TIMEOUT_S = 30.0
 
 
 class NoSuch(Enum):
@@ -63,9 +68,10 @@ class BillingOffice:
         """A new account, or the one that has the name."""
         at_ms = self._clock.now_ms()
         wanted = make_account_id()
-        account = await self._ledger.write(lambda con: insert_account(con, wanted, name, at_ms))
-        if account.account_id == wanted:
-            self._book.load(wanted, 0, 0)
+        with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
+            account = await self._ledger.write(lambda con: insert_account(con, wanted, name, at_ms))
+            if self._book.find(account.account_id) is None:
+                self._book.load(account.account_id, account.granted_micro, account.vault_micro)
         return account
 
     async def create_key(self, account_id: str, label: str) -> CreatedKey | NoSuch:
@@ -74,16 +80,18 @@ class BillingOffice:
             return NoSuch.ACCOUNT
         made = make_api_key(account_id)
         at_ms = self._clock.now_ms()
-        await self._ledger.write(lambda con: insert_api_key(con, made.key, label, at_ms))
-        self._keys.add(made.key)
+        with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
+            await self._ledger.write(lambda con: insert_api_key(con, made.key, label, at_ms))
+            self._keys.add(made.key)
         return CreatedKey(made.key, made.secret)
 
     async def revoke_key(self, key_id: str) -> NoSuch | None:
         """From now on the key is unknown; calls in flight end as they would."""
         at_ms = self._clock.now_ms()
-        if not await self._ledger.write(lambda con: revoke_api_key(con, key_id, at_ms)):
-            return NoSuch.KEY
-        self._keys.remove(key_id)
+        with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
+            if not await self._ledger.write(lambda con: revoke_api_key(con, key_id, at_ms)):
+                return NoSuch.KEY
+            self._keys.remove(key_id)
         return None
 
     async def grant(self, account_id: str, credits_micro: int, key: str, note: str) -> Granted:
@@ -93,9 +101,10 @@ class BillingOffice:
         def write(con: Connection) -> Granted:
             return insert_grant(con, account_id, credits_micro, key, note, at_ms)
 
-        outcome = await self._ledger.write(write)
-        if outcome is Granted.DONE:
-            self._book.credit(account_id, credits_micro, 0)
+        with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
+            outcome = await self._ledger.write(write)
+            if outcome is Granted.DONE:
+                self._book.credit(account_id, credits_micro, 0)
         return outcome
 
     async def find_account(self, account_id: str) -> AccountRow | None:

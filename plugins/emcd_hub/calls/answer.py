@@ -53,17 +53,19 @@ def judge_receipt(receipt: Receipt, seen: Seen) -> str:
     return "" if is_on_time(receipt, seen.started_at_ms, seen.finished_at_ms) else LATE
 
 
-def make_seen(context: CallContext, status: int, response_hash: bytes, usage: Usage | None) -> Seen:
-    """What the hub saw of a call that ends now."""
+def make_seen(
+    context: CallContext, status: int, response_hash: bytes, usage: Usage | None, answer_bytes: int
+) -> Seen:
+    """What the hub saw of a call that ends now, with an answer of so many bytes."""
     request, call = context.request, context.call
-    limit = call.info.max_input_tokens
+    bound, limit = request.input_bound_tokens, call.info.max_input_tokens
     return Seen(
         forward_hash=call.forward_hash,
         response_hash=response_hash,
         http_status=status,
         usage=usage,
-        input_bound_tokens=request.input_bound_tokens if limit is None else request.inputs * limit,
-        output_bound_tokens=request.output_bound_tokens,
+        input_bound_tokens=bound if limit is None else min(bound, request.inputs * limit),
+        output_bound_tokens=context.limits.output_bound(request, answer_bytes),
         started_at_ms=call.forward.started_at_ms,
         finished_at_ms=context.recorder.now_ms(),
     )
@@ -74,7 +76,7 @@ async def deliver_answer(context: CallContext, answer: Answer) -> None:
     response_hash = keccak(answer.body)
     success = 200 <= answer.status < 300
     usage = read_usage(answer.body) if success else None
-    seen = make_seen(context, answer.status, response_hash, usage)
+    seen = make_seen(context, answer.status, response_hash, usage, len(answer.body))
     remark = judge_receipt(answer.receipt, seen)
     if not success:
         await _deliver_refusal(context, answer, response_hash, remark)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from emcd.proto.openai import UpstreamRequest
 from emcd_hub.billing.book import UseFirst
 
 
@@ -23,3 +24,12 @@ class CallLimits:
     max_waiting: int = 1024
     max_calls: int = 2048
     record_timeout_s: float = 30.0
+
+    def output_bound(self, request: UpstreamRequest, answer_bytes: int) -> int:
+        """The most output tokens that an answer of this size can be charged for.
+
+        Where the client set no bound: a token is at least a byte, and what was reserved may be used.
+        """
+        if request.output_bound_tokens is not None:
+            return request.output_bound_tokens
+        return max(answer_bytes, self.default_output_tokens * request.choices)

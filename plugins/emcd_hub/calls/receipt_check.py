@@ -16,22 +16,28 @@ TEMPLATE_TOKENS = 1024
 """What an engine's chat template may add to the tokens of the request itself."""
 
 
+_MAX_NUMBER = 2**63 - 1
+
+
 @dataclass(frozen=True)
 class Seen:
-    """What the hub saw of the call. `usage` is what the answer's body states."""
+    """What the hub saw of the call. `usage` is what the answer's body states; the bounds hold for its tokens."""
 
     forward_hash: bytes
     response_hash: bytes
     http_status: int
     usage: Usage | None
     input_bound_tokens: int
-    output_bound_tokens: int | None
+    output_bound_tokens: int
     started_at_ms: int
     finished_at_ms: int
 
 
 def find_receipt_fault(receipt: Receipt, seen: Seen) -> str:
     """What is wrong with a receipt, in words that fit into a log; "" for nothing."""
+    numbers = (receipt.input_tokens, receipt.output_tokens, receipt.started_at_ms, receipt.finished_at_ms)
+    if min(numbers) < 0 or max(numbers) > _MAX_NUMBER:
+        return f"its receipt holds a number that can't be: {numbers}"
     if receipt.forward_hash != seen.forward_hash:
         return "its receipt is for another call"
     if receipt.response_hash != seen.response_hash:
@@ -45,7 +51,7 @@ def find_receipt_fault(receipt: Receipt, seen: Seen) -> str:
         return f"its receipt says {used} tokens, its answer {seen.usage}"
     if receipt.input_tokens > seen.input_bound_tokens + TEMPLATE_TOKENS:
         return f"its receipt says {receipt.input_tokens} tokens went in, {seen.input_bound_tokens} can"
-    if seen.output_bound_tokens is not None and receipt.output_tokens > seen.output_bound_tokens:
+    if receipt.output_tokens > seen.output_bound_tokens:
         return f"its receipt says {receipt.output_tokens} tokens came out, {seen.output_bound_tokens} may"
     return ""
 

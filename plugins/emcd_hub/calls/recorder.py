@@ -16,7 +16,6 @@ import msgspec
 
 from emcd.accounting.price import charge_call_ceil
 from emcd.clock import Clock
-from emcd.errors import EmcdError
 from emcd.ledger import Ledger
 from emcd.proto.control import CallMeta
 from emcd.proto.openai import UpstreamRequest
@@ -133,52 +132,53 @@ class CallRecorder:
             receipt: the node's, once it was found to fit; body_hash: of what the caller gets.
             cost_micro: its price, 0 for a failed call; what the account can't pay caps the call.
 
-        Raises: FatalError when the ledger fails; IntegrityError is a bug and charges nothing.
+        Raises: FatalError when the ledger fails. What is raised leaves the balance in memory as it was.
         """
+        forward = call.forward
+        receipt_hash = ZERO_HASH if receipt is None else receipt.struct_hash()
+        forward_bytes = _encode(forward)
+        receipt_bytes = None if receipt is None else _encode(receipt)
         held = self._book.extend(call.reservation, cost_micro)
         if cost_micro > held:
             status, cost_micro = CallStatus.CAPPED, held
         charge = self._book.settle(call.reservation, cost_micro) if cost_micro else NO_CHARGE
         self._book.release(call.reservation)
         call.settled = True
-        forward = call.forward
-        receipt_hash = ZERO_HASH if receipt is None else receipt.struct_hash()
         finished_at_ms = max(self._clock.now_ms(), forward.started_at_ms)
-        delivery = Delivery(
-            call.forward_hash,
-            receipt_hash,
-            body_hash,
-            status,
-            charge.total_micro,
-            charge.vault_micro,
-            self._params.round_at(finished_at_ms),
-            finished_at_ms,
-        )
-        self._seq += 1
-        row = CallRow(
-            self._seq,
-            forward.call_id,
-            call.reservation.account.account_id,
-            forward.node,
-            call.info.name,
-            delivery.round,
-            status,
-            _encode(forward),
-            None if receipt is None else _encode(receipt),
-            _encode(delivery),
-            charge.granted_micro,
-            charge.vault_micro,
-            fault,
-            finished_at_ms,
-        )
         try:
+            delivery = Delivery(
+                call.forward_hash,
+                receipt_hash,
+                body_hash,
+                status,
+                charge.total_micro,
+                charge.vault_micro,
+                self._params.round_at(finished_at_ms),
+                finished_at_ms,
+            )
+            delivery_hash = delivery.struct_hash()
+            self._seq += 1
+            row = CallRow(
+                self._seq,
+                forward.call_id,
+                call.reservation.account.account_id,
+                forward.node,
+                call.info.name,
+                delivery.round,
+                status,
+                forward_bytes,
+                receipt_bytes,
+                _encode(delivery),
+                charge.granted_micro,
+                charge.vault_micro,
+                fault,
+                finished_at_ms,
+            )
             await self._ledger.write_bulk(insert_calls, row)
-        except EmcdError:
-            raise
         except Exception:
             self._book.refund(call.reservation.account, charge)
             raise
-        self._sink.add(RecordKind.DELIVERY, delivery.struct_hash(), forward.node)
+        self._sink.add(RecordKind.DELIVERY, delivery_hash, forward.node)
         if receipt is not None:
             self._sink.expect_receipt(receipt_hash, forward.node, finished_at_ms)
         return Settled(status, charge, delivery)

@@ -36,6 +36,7 @@ class StreamRelay:
         self._book = book
         self._input_bound = input_bound_tokens
         self._splitter = EventSplitter()
+        self._size = 0
         self._received: Any = sha3.keccak_256()
         self._sent: Any = sha3.keccak_256()
         self._held = b""
@@ -43,7 +44,7 @@ class StreamRelay:
         self._first = b""
         self._usage: Usage | None = None
         self.produced = 0
-        """Content events so far: each is at least one token."""
+        """Events with choices so far: what a stream is charged for that ends without a receipt."""
         self._budget = self._read_budget()
 
     @property
@@ -60,11 +61,10 @@ class StreamRelay:
         Raises: NodeFault; what the tunnel raises; ClientGoneError. In all of these nothing is recorded.
         """
         idle_s = self._context.limits.idle_timeout_s
-        size = 0
         async for piece in upstream.chunks():
             scope.deadline = math.inf
-            size += len(piece)
-            if size > self._context.limits.answer_bytes:
+            self._size += len(piece)
+            if self._size > self._context.limits.answer_bytes:
                 raise NodeFault("size", "the node's stream is too large")
             self._received.update(piece)
             out = self._take(piece)
@@ -95,7 +95,7 @@ class StreamRelay:
             if kind is EventKind.USAGE and not self._context.request.wants_usage:
                 continue
             if kind is EventKind.CONTENT:
-                self.produced += 1
+                self.produced += b'"choices"' in event
                 self._first = self._first or event
             out.append(event)
         return out[0] if len(out) == 1 else b"".join(out)
@@ -112,7 +112,7 @@ class StreamRelay:
 
     async def _finish(self, end: CallEnd) -> None:
         context = self._context
-        seen = make_seen(context, 200, bytes(self._received.digest()), self._usage)
+        seen = make_seen(context, 200, bytes(self._received.digest()), self._usage, self._size)
         remark = judge_receipt(end.receipt, seen)
         last = self._held + self._splitter.take_rest()
         if not context.reply.begun:
@@ -141,7 +141,9 @@ class StreamRelay:
         """The price of what the hub itself saw, where no receipt tells the tokens."""
         if not self.produced:
             return 0
-        return charge_call_ceil(self._context.call.info.price, 0, self.produced)
+        context = self._context
+        bound = context.limits.output_bound(context.request, self._size)
+        return charge_call_ceil(context.call.info.price, 0, min(self.produced, bound))
 
     def _read_budget(self) -> float:
         """How many tokens the reservation pays for; without end when it covers the request's bound."""

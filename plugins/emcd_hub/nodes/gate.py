@@ -15,7 +15,7 @@ import trio
 
 from emcd.bus import Bus
 from emcd.clock import Clock
-from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.errors import ProtocolError, RecoverableError, RemoteProtocolError
 from emcd.events import NODES, NodeMoved
 from emcd.ledger import Connection, Ledger
 from emcd.proto.bundle import StatusEntry
@@ -26,6 +26,7 @@ from emcd.types import Address
 from emcd_hub.metrics import NODES_ONLINE, count_node_fault
 from emcd_hub.nodes.board import NodeBoard, NodeEntry
 from emcd_hub.nodes.link import NodeLink
+from emcd_hub.nodes.pace import ModelPace
 from emcd_hub.nodes.status import ModelInfo, require_models, require_status
 from emcd_hub.records.receipt_desk import ReceiptDesk
 
@@ -73,6 +74,7 @@ class NodeGate:
         self._outboxes: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._scopes: dict[Address, trio.CancelScope] = {}
         self._persisted: tuple[int, set[Address]] = (-1, set())
+        self._pace = ModelPace(params.status_interval_ms // 4)
 
     async def serve(self, link: NodeLink) -> None:
         """Live with a tunnel until it ends. Cancellation: the node is gone."""
@@ -112,6 +114,7 @@ class NodeGate:
     def expire(self) -> None:
         """Take nodes out whose status is too old. Called about once a second."""
         now_ms = self._clock.now_ms()
+        self._pace.forget(now_ms)
         for entry in self._board.expire(now_ms):
             self._changed(entry.address, online=False)
         NODES_ONLINE.set(sum(self._board.is_online(entry, now_ms) for entry in self._board.list_entries()))
@@ -137,7 +140,7 @@ class NodeGate:
                 await trio.sleep(-allowance / MESSAGES_PER_S)
             try:
                 await self._handle(entry, decode_control(raw))
-            except RemoteProtocolError as exc:
+            except ProtocolError as exc:
                 faults += 1
                 count_node_fault(exc.code)
                 log.warning("node fault", code=exc.code, detail=exc.detail[:200])
@@ -167,6 +170,8 @@ class NodeGate:
         models = entry.manifests = require_models(message, entry.manifests, self._prices)
         fresh = not self._board.is_online(entry, now_ms)
         served = [info for info in models.values() if self._is_served(info)]
+        if any(i.name not in entry.models for i in served) and not self._pace.take(entry.address, now_ms):
+            raise RemoteProtocolError("EMC-1729", "other models too soon")
         self._board.apply_status(entry, status, served, now_ms)
         await self._persist(now_ms, StatusEntry(status, message.signature))
         if fresh:

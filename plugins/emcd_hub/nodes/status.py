@@ -21,6 +21,7 @@ from emcd.types import Address
 MAX_MODELS = 64
 MAX_CAPACITY = 4096
 MAX_TEXT = 200
+_MAX_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def require_status(
     status = message.status
     if status.node != node or status.hub != hub:
         raise RemoteProtocolError("EMC-1720", f"status of {status.node} for {status.hub}")
+    _require_bounds(status)
     require_signer(domain, status, message.signature, node)
     if status.sequence <= last_sequence:
         raise RemoteProtocolError("EMC-1721", f"sequence {status.sequence} after {last_sequence}")
@@ -64,11 +66,25 @@ def require_status(
         raise RemoteProtocolError(
             "EMC-1722", f"the status is {status.sent_at_ms - now_ms} ms off the hub's clock"
         )
+    return status
+
+
+def _require_bounds(status: NodeStatus) -> None:
+    """Checked before the signature, whose hash exists only for values within their types."""
     if len(status.models) > MAX_MODELS or list(status.models) != sorted(set(status.models)):
         raise RemoteProtocolError("EMC-1723", f"models must be at most {MAX_MODELS}, sorted, each once")
-    if status.capacity > MAX_CAPACITY or len(status.version) > MAX_TEXT or len(status.gpu) > MAX_TEXT:
+    if any(len(item) != 32 for item in status.models):
+        raise RemoteProtocolError("EMC-1723", "a model's hash is not 32 bytes")
+    if (
+        not 0 <= status.capacity <= MAX_CAPACITY
+        or len(status.version) > MAX_TEXT
+        or len(status.gpu) > MAX_TEXT
+    ):
         raise RemoteProtocolError("EMC-1723", "capacity, version or gpu is too large")
-    return status
+    if not 0 <= status.in_flight < 2**32 or not all(
+        0 <= number <= _MAX_NUMBER for number in (status.sequence, status.sent_at_ms)
+    ):
+        raise RemoteProtocolError("EMC-1723", "a number is negative or too large")
 
 
 def require_models(

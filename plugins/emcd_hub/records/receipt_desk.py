@@ -24,6 +24,7 @@ from emcd.types import Address
 from emcd_hub.records.batch_row import LATE_AFTER_MS, StoredBatch, insert_batches, insert_late_batch
 
 MAX_OWED = 1_000_000
+MAX_OWED_BY_NODE = 20_000
 MAX_PARKED = 64
 PARKED_MS = 2_000
 
@@ -31,11 +32,6 @@ _TAKEN = counter(
     "emcd_hub_node_batches_total", "Receipt batches from nodes, by what became of them.", ("result",)
 )
 _OWED = gauge("emcd_hub_receipts_owed", "Receipts that came without their node's signed batch so far.")
-
-
-class _Owed(NamedTuple):
-    node: Address
-    finished_at_ms: int
 
 
 class _Parked(NamedTuple):
@@ -52,13 +48,20 @@ class ReceiptDesk:
         self._ledger = ledger
         self._clock = clock
         self._keep_ms = keep_ms
-        self._owed: dict[bytes, _Owed] = {}
+        self._owed: dict[Address, dict[bytes, int]] = {}  # by node: when the call of each ended
+        self._count = 0
+        self._storing: set[bytes] = set()
         self._parked: list[_Parked] = []
 
     def expect(self, receipt_hash: bytes, node: Address, finished_at_ms: int) -> None:
-        """A receipt came with its call; its batch must follow."""
-        if len(self._owed) < MAX_OWED:
-            self._owed[receipt_hash] = _Owed(node, finished_at_ms)
+        """A receipt came with its call; its batch must follow. Of one node's too many the oldest goes."""
+        own = self._owed.get(node, {})
+        if len(own) >= MAX_OWED_BY_NODE:
+            self._drop(node, next(iter(own)))
+        if self._count < MAX_OWED:
+            own = self._owed.setdefault(node, {})
+            self._count += receipt_hash not in own
+            own[receipt_hash] = finished_at_ms
 
     def restore(self, receipts: Iterable[tuple[bytes, Address, int]]) -> None:
         """Take what is owed according to the ledger, at start."""
@@ -66,7 +69,7 @@ class ReceiptDesk:
             self.expect(receipt_hash, node, finished_at_ms)
 
     def count_owed(self) -> int:
-        return len(self._owed)
+        return self._count
 
     async def take(self, node: Address, message: BatchMessage) -> None:
         """Judge and store a node's batch; what brings nothing owed waits a moment for its calls to end.
@@ -96,11 +99,19 @@ class ReceiptDesk:
                 self._parked.append(item)
             else:
                 _TAKEN.labels("unknown").inc()
-        for receipt_hash, owed in list(self._owed.items()):
-            if owed.finished_at_ms > now_ms - self._keep_ms:
-                break  # in the order of time, but for what was restored
-            del self._owed[receipt_hash]
-        _OWED.set(len(self._owed))
+        for node, own in list(self._owed.items()):
+            for receipt_hash, finished_at_ms in list(own.items()):
+                if finished_at_ms > now_ms - self._keep_ms:
+                    break  # in the order of time, but for what was restored
+                self._drop(node, receipt_hash)
+        _OWED.set(self._count)
+
+    def _drop(self, node: Address, receipt_hash: bytes) -> None:
+        own = self._owed.get(node, {})
+        if own.pop(receipt_hash, None) is not None:
+            self._count -= 1
+            if not own:
+                del self._owed[node]
 
     def _require(self, node: Address, message: BatchMessage) -> None:
         batch, hashes = message.batch, message.record_hashes
@@ -110,8 +121,8 @@ class ReceiptDesk:
             raise RemoteProtocolError("EMC-1725", f"{len(hashes)} records in a batch of {batch.count}")
         if any(len(item) != 32 for item in hashes) or len(set(hashes)) != len(hashes):
             raise RemoteProtocolError("EMC-1725", "a record hash is not 32 bytes, or stands twice")
-        if batch.signed_at_ms > self._clock.now_ms() + MAX_CLOCK_SKEW_MS:
-            raise RemoteProtocolError("EMC-1725", "the batch is from the future")
+        if not 0 <= batch.signed_at_ms <= self._clock.now_ms() + MAX_CLOCK_SKEW_MS:
+            raise RemoteProtocolError("EMC-1725", "the batch is from the future, or from before all time")
         if batch_root(hashes) != batch.root:
             raise RemoteProtocolError("EMC-1725", "the batch's root is not that of its records")
         require_signer(self._domain, batch, message.signature, node)
@@ -119,16 +130,13 @@ class ReceiptDesk:
     async def _store(self, node: Address, message: BatchMessage) -> bool:
         """Store a batch that brings something owed. Returns: whether it did."""
         now_ms = self._clock.now_ms()
-        brought = []
-        for item in message.record_hashes:
-            owed = self._owed.get(item)
-            if owed is not None and owed.node == node:
-                brought.append((item, owed))
+        own = self._owed.get(node, {})
+        brought = {
+            item: own[item] for item in message.record_hashes if item in own and item not in self._storing
+        }
         if not brought:
             return False
-        for record_hash, _ in brought:
-            del self._owed[record_hash]
-        late = min(owed.finished_at_ms for _, owed in brought) < now_ms - LATE_AFTER_MS
+        late = min(brought.values()) < now_ms - LATE_AFTER_MS
         stored = StoredBatch(message.batch, message.signature, message.record_hashes, now_ms)
 
         def store(con: Connection) -> None:
@@ -137,6 +145,12 @@ class ReceiptDesk:
             else:
                 insert_batches(con, [stored])
 
-        await self._ledger.write(store)
+        self._storing.update(brought)
+        try:
+            await self._ledger.write(store)
+        finally:
+            self._storing.difference_update(brought)
+        for item in brought:
+            self._drop(node, item)
         _TAKEN.labels("late" if late else "stored").inc()
         return True

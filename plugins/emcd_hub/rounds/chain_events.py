@@ -64,9 +64,9 @@ class HubEventSink:
     async def apply(self, events: Sequence[ChainEvent], number: int, block_hash: bytes) -> None:
         """Write the effects with the cursor, then take them into memory."""
         with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
-            self._credited = []
             await self._inner.apply(events, number, block_hash)
-            for account_id, credits_micro in self._credited:
+            credited, self._credited = self._credited, []
+            for account_id, credits_micro in credited:
                 self._book.credit(account_id, 0, credits_micro)
                 self._log.info("credits bought", account_id=account_id, credits_micro=credits_micro)
         for event in events:
@@ -75,9 +75,9 @@ class HubEventSink:
     async def rollback(self, number: int) -> None:
         """Undo what came from blocks that are no more; credits spent already are the hub's loss."""
         with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
-            self._undone = []
             await self._inner.rollback(number)
-            for account_id, back_micro, lost_micro in self._undone:
+            undone, self._undone = self._undone, []
+            for account_id, back_micro, lost_micro in undone:
                 self._book.debit_vault(account_id, back_micro)
                 self._log.error(
                     "a purchase was undone by the chain", account_id=account_id, code="EMC-1754",
@@ -85,7 +85,8 @@ class HubEventSink:
                 )  # fmt: skip
 
     def _write(self, con: Connection, events: Sequence[ChainEvent]) -> None:
-        """In the ledger's writer thread."""
+        """In the ledger's writer thread. What a write that came too late has left is credited by its repetition."""
+        self._credited = []
         for event in events:
             handler = _HANDLERS.get((event.contract, event.name))
             if handler is not None:
@@ -116,8 +117,9 @@ class HubEventSink:
             self._credited.append((account_id, credits_micro))
 
     def _undo(self, con: Connection, number: int) -> None:
-        self._undone = undo_above(con, number)
+        undone = undo_above(con, number)
         undo_ends_above(con, number)
+        self._undone = [*self._undone, *undone]
 
     def _tell(self, event: ChainEvent) -> None:
         states = {"RootPublished": "published", "RoundVoided": "void"}

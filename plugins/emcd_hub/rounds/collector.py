@@ -22,11 +22,13 @@ from emcd.proto.address import address_bytes
 from emcd.proto.network import Deployment
 from emcd.types import Address
 from emcd_hub.rounds.evidence_row import insert_attestation, insert_statements, list_known, upsert_refusal
+from emcd_hub.rounds.omission import check_filed, insert_late_batches, list_lacking
 from emcd_hub.rounds.statement import (
     Statements,
     decode_page,
     read_attestation_page,
     read_commitment_page,
+    read_omission_page,
     read_refusal_page,
     read_reveal_page,
     read_round_page,
@@ -36,6 +38,7 @@ from emcd_hub.rounds.view import RoundView
 MAX_PAGE_BYTES = 4 << 20
 MAX_ROUND_PAGE_BYTES = 64 << 20
 SMALL_PAGE_BYTES = 64 << 10
+UNDECIDED_CODE = "EMC-1801"
 
 _Fetch = Callable[[Address], Awaitable[None]]
 
@@ -73,6 +76,7 @@ class Collector:
         """Ask every member for what it holds of a round that is over."""
         terms = await trio.to_thread.run_sync(view.terms, self._deployment, self._hub)
         await self._each(list(view.endpoints), partial(self._fetch_statements, view, terms))
+        await self._each(list(view.endpoints), partial(self._fetch_omissions, view))
 
     async def collect_attestations(self, view: RoundView) -> tuple[int, int]:
         """Ask members that have not signed a closed round's root. Returns: (signed, all) power in wei."""
@@ -117,6 +121,23 @@ class Collector:
                     if address_bytes(node) in known:
                         return
 
+    async def _fetch_omissions(self, view: RoundView, node: Address) -> None:
+        """Take the batches that nodes sent to the validator and not here: it will look for them."""
+        answer = await self._get(view, node, f"/omissions/{view.round}", MAX_PAGE_BYTES)
+        if answer.status != 200:
+            return
+        page = await trio.to_thread.run_sync(decode_page, answer.body)
+        filed = await trio.to_thread.run_sync(read_omission_page, page)
+        domain = self._deployment.staking_domain
+        lacking = await self._ledger.read(lambda con: list_lacking(con, filed)) if filed else []
+        batches = await trio.to_thread.run_sync(check_filed, domain, lacking)
+        if len(batches) < len(lacking):
+            count = len(lacking) - len(batches)
+            self._log.warning("filed receipts refused", validator=node, round=view.round, count=count)
+        if batches:
+            await self._ledger.write(partial(insert_late_batches, items=batches))
+            self._log.info("filed receipts taken", validator=node, round=view.round, count=len(batches))
+
     async def _fetch_attestation(self, view: RoundView, node: Address) -> None:
         answer = await self._get(view, node, f"/attestations/{view.round}", SMALL_PAGE_BYTES)
         page = decode_page(answer.body)
@@ -129,6 +150,8 @@ class Collector:
             )
         elif answer.status == 404:
             code, reason = read_refusal_page(page)
+            if code in ("", UNDECIDED_CODE):
+                return
             await self._ledger.write(
                 partial(upsert_refusal, index=view.round, validator=node, code=code, reason=reason)
             )

@@ -1,4 +1,11 @@
-"""What validators said of a round, on disk: the first of a kind and key stays. SQL and nothing else."""
+"""What validators said of a round, on disk.
+
+The first attestation of a validator stays. Of the other statements an author may have a few that
+differ on record, each under its subject and a part of its own hash: who shows another one to the
+hub than to its peers makes no bundle incomplete, and whoever closes the round takes the first that
+is valid. Invariant: what can't stand in a bundle fills nobody's places: a reveal opens a commitment
+on record, a vote is about the receipt that the hub delivered.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +17,16 @@ import msgspec
 from emcd.ledger import Connection
 from emcd.proto.address import address_bytes
 from emcd.proto.bundle import CommitmentEntry, RevealEntry, StatusEntry, VoteEntry
+from emcd.proto.hashing import keccak
 from emcd.types import Address
-from emcd_hub.rounds.statement import Attestation, Statements
+from emcd_hub.records.call_row import find_call
+from emcd_hub.rounds.statement import Attestation, Statements, opened_by
 
 Kind = Literal["commitment", "reveal", "vote", "attestation", "refusal"]
+
+MAX_DIFFERENT = 4
+_ADDRESS_BYTES = 20
+_HASH_BYTES = 8
 
 _encode = msgspec.msgpack.Encoder().encode
 _status = msgspec.msgpack.Decoder(StatusEntry).decode
@@ -27,17 +40,34 @@ _refusal = msgspec.msgpack.Decoder(tuple[str, str]).decode
 
 def insert_statements(con: Connection, index: int, found: Statements) -> int:
     """Keep statements that are new. Returns: how many were."""
-    rows = [
-        *(
-            (index, "commitment", address_bytes(e.commitment.validator), _encode(e))
-            for e in found.commitments
-        ),
-        *((index, "reveal", address_bytes(e.reveal.validator), _encode(e)) for e in found.reveals),
-        *((index, "vote", e.vote.call_id + address_bytes(e.vote.validator), _encode(e)) for e in found.votes),
-    ]
     before = con.total_changes
-    con.executemany("INSERT INTO hub_evidence VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", rows)
+    for plan in found.commitments:
+        _insert(con, index, "commitment", address_bytes(plan.commitment.validator), _encode(plan))
+    plans = {(e.commitment.validator, e.commitment.commitment) for e in list_commitments(con, index)}
+    for entry in found.reveals:
+        opened = opened_by(entry.reveal)
+        if (entry.reveal.validator, opened) in plans:
+            subject = address_bytes(entry.reveal.validator) + opened[:_HASH_BYTES]
+            _insert(con, index, "reveal", subject, _encode(entry))
+    for vote in found.votes:
+        call = find_call(con, vote.vote.call_id)
+        if call is not None and call.delivery.receipt_hash == vote.vote.receipt_hash:
+            subject = vote.vote.call_id + address_bytes(vote.vote.validator)
+            _insert(con, index, "vote", subject, _encode(vote))
     return con.total_changes - before
+
+
+def _insert(con: Connection, index: int, kind: Kind, subject: bytes, entry: bytes) -> None:
+    """Keep a statement, unless its author has said enough about the subject."""
+    (held,) = con.execute(
+        "SELECT count(*) FROM hub_evidence WHERE round = ? AND kind = ? AND key > ? AND key < ?",
+        (index, kind, subject, subject + b"\xff" * (_HASH_BYTES + 1)),
+    ).fetchone()
+    if held < MAX_DIFFERENT:
+        con.execute(
+            "INSERT INTO hub_evidence VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (index, kind, subject + keccak(entry)[:_HASH_BYTES], entry),
+        )
 
 
 def insert_attestation(con: Connection, index: int, validator: Address, item: Attestation) -> None:
@@ -59,9 +89,9 @@ def upsert_refusal(con: Connection, index: int, validator: Address, code: str, r
 
 
 def list_known(con: Connection, index: int, kind: Kind) -> set[bytes]:
-    """The keys of what is held."""
+    """The 20 bytes of every validator of which something is held; not for votes."""
     rows = con.execute("SELECT key FROM hub_evidence WHERE round = ? AND kind = ?", (index, kind))
-    return {bytes(row[0]) for row in rows}
+    return {bytes(row[0])[:_ADDRESS_BYTES] for row in rows}
 
 
 def list_commitments(con: Connection, index: int) -> list[CommitmentEntry]:

@@ -1,7 +1,8 @@
 """What validators serve, read strictly: commitments, reveals, votes, attestations. Pure.
 
-Invariant: a statement leaves here with its author's signature checked and the author a member of
-the round's frozen set; whether it stands is the bundle builder's question.
+Invariant: a statement leaves here with its author's signature checked, the author a member of the
+round's frozen set, and right as far as it can be told alone: commitments and reveals as a bundle
+wants them. Whether a reveal opens a commitment is the store's question, the rest the builder's.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from emcd.accounting.evidence_rule import require_commitment, require_reveal
+from emcd.accounting.plan import compute_commitment
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.json_form import from_json
-from emcd.proto.messages import PlanCommitment, Reveal, RoundRoot, Vote
+from emcd.proto.messages import PlanCommitment, Reveal, RoundRoot, Verdict, Vote
+from emcd.proto.records import RecordBatch, parse_call_id
 from emcd.proto.signing import require_signer
 from emcd.types import Address
 
 MAX_STATEMENTS = 64
 MAX_VOTES = 4096
 MAX_PROBES = 65_536
+MAX_OMISSIONS = 4096
 
 T = TypeVar("T")
+_VERDICTS = frozenset(int(verdict) for verdict in Verdict)
 
 
 @dataclass(frozen=True)
@@ -59,18 +65,21 @@ class _Reader:
 
     def commitment(self, table: Mapping[str, Any]) -> CommitmentEntry:
         entry = CommitmentEntry(from_json(PlanCommitment, table.get("commitment")), _signature(table))
-        plan = entry.commitment
-        self.signed(plan, plan.validator, plan.round, entry.signature)
+        require_commitment(self.terms, entry)
         return entry
 
     def reveal(self, table: Mapping[str, Any]) -> RevealEntry:
         probes = tuple(from_json(ProbeResult, item) for item in _list(table, "probes", MAX_PROBES))
         entry = RevealEntry(from_json(Reveal, table.get("reveal")), _signature(table), probes)
-        self.signed(entry.reveal, entry.reveal.validator, entry.reveal.round, entry.signature)
+        author = entry.reveal.validator
+        plan = PlanCommitment(author, entry.reveal.round, opened_by(entry.reveal), 0)
+        require_reveal(self.terms, entry, {author: plan})
         return entry
 
     def vote(self, table: Mapping[str, Any]) -> VoteEntry:
         entry = VoteEntry(from_json(Vote, table.get("vote")), _signature(table))
+        if entry.vote.verdict not in _VERDICTS:
+            raise RemoteProtocolError("EMC-1923", f"{entry.vote.verdict} is no verdict")
         self.signed(entry.vote, entry.vote.validator, entry.vote.round, entry.signature)
         return entry
 
@@ -82,6 +91,33 @@ class _Reader:
             except RemoteProtocolError:
                 self.refused += 1
         return tuple(found)
+
+
+def opened_by(reveal: Reveal) -> bytes:
+    """The commitment that a reveal opens. Raises: RemoteProtocolError EMC-1922."""
+    try:
+        return compute_commitment(reveal.seed, reveal.corpus_root, reveal.salt)
+    except ValueError as exc:
+        raise RemoteProtocolError("EMC-1922", str(exc)) from exc
+
+
+@dataclass(frozen=True)
+class FiledReceipt:
+    """A node's signed batch of one receipt, which it filed with a validator."""
+
+    call_id: bytes
+    batch: RecordBatch
+    signature: bytes
+
+
+def read_omission_page(page: object) -> tuple[FiledReceipt, ...]:
+    """`GET /omissions/{round}`; nothing in it is checked yet. Raises: RemoteProtocolError EMC-1499."""
+    found = []
+    for item in _list(_object(page), "omissions", MAX_OMISSIONS):
+        table = _object(item)
+        call_id = parse_call_id(str(table.get("call_id")))
+        found.append(FiledReceipt(call_id, from_json(RecordBatch, table.get("batch")), _signature(table)))
+    return tuple(found)
 
 
 def read_commitment_page(page: object, terms: RoundTerms) -> Statements:

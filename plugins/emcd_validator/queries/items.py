@@ -192,6 +192,16 @@ def list_omissions(
     return [(row[0], Address(row[1])) for row in rows]
 
 
+def list_filed(con: Connection, instance: Address, first_round: int, last_round: int) -> list[bytes]:
+    """The receipts that were filed of calls of these rounds."""
+    rows = con.execute(
+        "SELECT receipt FROM validator_omissions WHERE instance = ? AND round BETWEEN ? AND ?"
+        " ORDER BY filed_at_ms LIMIT ?",
+        (instance, first_round, last_round, MAX_OMISSIONS),
+    )
+    return [bytes(row[0]) for row in rows]
+
+
 def prune_items(con: Connection, instance: Address, before_round: int) -> None:
     """Drop statements, evidence and omissions of rounds before this one; sign-once rows stay for ever."""
     for table in ("validator_items", "validator_conflicts", "validator_omissions"):
