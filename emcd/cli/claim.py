@@ -58,7 +58,8 @@ def claim(
         total_wei, proof = trio.run(_prove_from_hub, resolved, active, key.address)
     open_wei = total_wei - trio.run(lambda: chain.distributor.fetch_claimed(key.address))
     if open_wei <= 0:
-        emit({"claimed_wei": "0"}, "nothing to claim: the active root is claimed already", as_json)
+        why = "is claimed already" if total_wei else "gives the wallet nothing"
+        emit({"claimed_wei": "0"}, f"nothing to claim: the active root {why}", as_json)
         return
     to = paid or key.address
     require_yes(yes, f"claim {format_token_floor(open_wei)} EMC to {to}?")

@@ -93,9 +93,11 @@ class Traffic:
         path = trio.Path(self._config.api_key_file)
         while True:
             try:
-                return (await path.read_text()).strip()
+                if key := (await path.read_text()).strip():
+                    return key
             except FileNotFoundError:
-                await trio.sleep(0.25)
+                pass
+            await trio.sleep(0.25)
 
     async def _call(self, key: str, body: dict[str, object]) -> None:
         async with self._limiter:

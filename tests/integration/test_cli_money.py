@@ -153,21 +153,22 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Person]:
 
 
 def test_openai_client_embeds_in_both_encodings_the_same(person: Person) -> None:
+    only = {"provider": {"only": [person.node_of("node-1")]}}
     with person.client() as client:
-        plain = client.embeddings.create(model=MODEL, input="a receipt", encoding_format="float")
-        packed = client.embeddings.with_raw_response.create(
-            model=MODEL, input=["a receipt", "an invoice"], encoding_format="base64"
+        plain = client.embeddings.create(
+            model=MODEL, input="a receipt", encoding_format="float", extra_body=only
         )
-    rows = [
-        np.frombuffer(base64.b64decode(item["embedding"]), "<f4")
-        for item in packed.http_response.json()["data"]
-    ]
-    assert len(rows) == 2
-    assert rows[0].shape == (384,)
+        packed = client.embeddings.with_raw_response.create(
+            model=MODEL, input=["a receipt", "an invoice"], encoding_format="base64", extra_body=only
+        )
+    texts = [item["embedding"] for item in packed.http_response.json()["data"]]
+    rows = [np.frombuffer(base64.b64decode(text), "<f4") for text in texts]
+    assert [row.shape for row in rows] == [(384,), (384,)]
     assert np.linalg.norm(rows[0]) == pytest.approx(1, abs=1e-5)
-    if packed.headers["x-emc-node"] != person.node_of("node-3"):
-        assert rows[0] == pytest.approx(np.array(plain.data[0].embedding, np.float32), abs=0.2)
+    assert rows[0] == pytest.approx(np.array(plain.data[0].embedding, np.float32), abs=1e-5)
+    assert np.abs(rows[0] - rows[1]).max() > 1e-3
     assert plain.usage.prompt_tokens > 0
+    assert packed.headers["x-emc-node"] == person.node_of("node-1")
 
 
 def test_openai_client_lists_the_model_and_raises_its_own_errors(person: Person) -> None:
@@ -503,9 +504,19 @@ def test_devnet_commands_know_that_it_runs(person: Person) -> None:
 
 @pytest.fixture(scope="module")
 def closed(person: Person) -> int:
-    """The first round, once it is closed and has paid node-1 and a validator."""
-    wait_for(lambda: person.list_rounds().get(0) in CLOSED)
-    return 0
+    """The first closed round that pays node-1 and convicts node-3: the very first, unless the machine is slow."""
+
+    def find() -> list[int]:
+        numbers = [number for number, state in sorted(person.list_rounds().items()) if state in CLOSED]
+        return [number for number in numbers if _is_telling(person, number)]
+
+    return int(wait_for(find)[0])
+
+
+def _is_telling(person: Person, number: int) -> bool:
+    rows = {row["node"]: row for row in person.get(f"/api/rounds/{number}").json()["participants"]}
+    paid, cheat = rows.get(person.node_of("node-1")), rows.get(person.node_of("node-3"))
+    return bool(paid and cheat and int(paid["reward_wei"]) and cheat["reason"] == "verdict")
 
 
 def reward_of(person: Person, number: int, name: str) -> int:
@@ -547,16 +558,29 @@ def test_extract_of_a_wallet_that_takes_no_part_is_refused(person: Person, close
     assert_refused(person.run("extract", *options), "EMC-2137", "the hub answers 4")
 
 
-def test_claim_by_the_wallet_from_the_hubs_proof_pays_once(person: Person, closed: int) -> None:
-    recipient = generate_key().address
-    claim = ("claim", *person.wallet("validator-1"), "--recipient", recipient, "--yes", "--json")
-
-    done = person.run(*claim)
-
+def claim_patiently(claim: Callable[[], Done]) -> Done:
+    """Claim, and again when another root became active in between, as the error says."""
+    done = claim()
+    for _ in range(3):
+        if "EMC-2140" not in done.err and "EMC-1504" not in done.err:
+            break
+        time.sleep(1)
+        done = claim()
     assert done.code == 0, done.err
+    return done
+
+
+def test_claim_by_the_wallet_from_the_hubs_proof_pays_the_recipient(person: Person, closed: int) -> None:
+    recipient = generate_key().address
+    payee = next(f"validator-{n}" for n in range(1, 5) if reward_of(person, closed, f"validator-{n}"))
+    claim = ("claim", *person.wallet(payee), "--recipient", recipient, "--yes", "--json")
+
+    done = claim_patiently(lambda: person.run(*claim))
+
     paid_wei = int(done.json["claimed_wei"])
-    assert paid_wei == trio.run(person.chain.token.fetch_balance, recipient)
-    assert paid_wei == trio.run(person.chain.distributor.fetch_claimed, person.wallet_of("validator-1"))
+    assert done.json["recipient"] == recipient
+    assert paid_wei == trio.run(person.chain.token.fetch_balance, recipient) > 0
+    assert paid_wei == trio.run(person.chain.distributor.fetch_claimed, person.wallet_of(payee))
 
 
 def test_claim_from_a_bundle_needs_no_hub(person: Person, closed: int) -> None:
@@ -569,11 +593,9 @@ def test_claim_from_a_bundle_needs_no_hub(person: Person, closed: int) -> None:
         no_hub = ("--hub", "http://127.0.0.1:1", "--bundle", bundle)
         return person.run("claim", *person.wallet("node-2"), *no_hub, "--yes", "--json")
 
-    done = claim()
-    if "EMC-2140" in done.err:  # another root became active in between
-        done = claim()
-    assert done.code == 0, done.err
-    assert int(done.json["claimed_wei"]) >= reward_of(person, closed, "node-2")
+    done = claim_patiently(claim)
+
+    assert int(done.json["claimed_wei"]) >= reward_of(person, closed, "node-2") > 0
 
 
 def test_claim_from_a_bundle_that_is_not_the_active_rounds_is_refused(person: Person, closed: int) -> None:
@@ -598,9 +620,11 @@ def _newest_unpublished(person: Person) -> bytes:
 
 
 def test_claim_of_a_wallet_without_rewards_moves_nothing(person: Person, closed: int) -> None:
-    done = person.run("claim", *person.wallet("node-3"), "--yes", "--json")
+    as_json = person.run("claim", *person.wallet("node-3"), "--yes", "--json")
+    plain = person.run("claim", *person.wallet("node-3"), "--yes")
 
-    assert (done.code, done.json) == (0, {"claimed_wei": "0"})
+    assert (as_json.code, as_json.json) == (plain.code, {"claimed_wei": "0"}) == (0, as_json.json)
+    assert "gives the wallet nothing" in plain.out
 
 
 def test_audit_of_a_round_reproduces_the_root_on_chain(person: Person, closed: int) -> None:
@@ -656,7 +680,7 @@ def test_why_unpaid_of_a_paid_node_shows_every_step_and_succeeds(person: Person,
 
 
 def test_why_unpaid_of_the_cheat_names_verdict_and_number(person: Person, closed: int) -> None:
-    """node-3 is probed in every round, so it is convicted in the first, suspended in the next."""
+    """What convicts node-3 in one round suspends it in the next."""
     node = person.node_of("node-3")
     first = person.run("why-unpaid", closed, "--node", node, "--json")
     wait_for(lambda: person.list_rounds().get(closed + 1) in CLOSED)
@@ -673,7 +697,7 @@ def test_why_unpaid_of_the_cheat_names_verdict_and_number(person: Person, closed
 
 def test_why_unpaid_of_others_names_the_step(person: Person, newcomer: Newcomer, closed: int) -> None:
     unclaimed = person.run("why-unpaid", closed, "--node", person.node_of("validator-3"), "--json")
-    late = person.run("why-unpaid", closed, "--node", newcomer.node, "--json")
+    late = person.run("why-unpaid", 0, "--node", newcomer.node, "--json")
     hub = person.run("why-unpaid", closed, "--node", person.node_of("hub"), "--json")
 
     assert list(steps_of(unclaimed))[-1] in ("claimed", "metered")

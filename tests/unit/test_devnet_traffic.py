@@ -81,6 +81,9 @@ async def test_traffic_waits_for_its_key_and_calls_with_it(
     async with running_role(Traffic(config), make_context("traffic", ledger)) as role:
         assert role.health().state is HealthState.READY
         assert calls.made == []
+        config.api_key_file.touch()
+        await trio.sleep(0.3)
+        assert calls.made == []
         config.api_key_file.write_text("emc_sk_secret\n")
         await until(lambda: calls.made)
 
