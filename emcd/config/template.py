@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args, get_origin
 from emcd.config.decode import list_fields
 from emcd.config.model import ChainConfig, DaemonConfig, NetworkConfig
 from emcd.config.value import KeyFile, Listen
-from emcd.types import Address, Hash
 
 PLACEHOLDER = "FILL-IN"
 
@@ -78,10 +77,6 @@ def _placeholder(type_: Any) -> str:
         return '"keys/FILL-IN.json"'
     if type_ is Listen:
         return '"127.0.0.1:0"'
-    if type_ is Address:
-        return json.dumps("0x" + "0" * 40)
-    if type_ is Hash:
-        return json.dumps("0x" + "0" * 64)
     if type_ is bool:
         return "false"
     if type_ in (int, float):

@@ -137,9 +137,11 @@ class Daemon:
             for runner in self._runners:
                 try:
                     await nursery.start(runner.run, self._on_end)
-                except Exception:  # noqa: BLE001 - logged whole; the daemon stops
+                except Exception as exc:  # noqa: BLE001 - logged whole; the daemon stops
                     self._failed = True
-                    self._log.exception("role did not start", role=runner.kind, name=runner.name)
+                    self._log.exception(
+                        "role did not start", role=runner.kind, name=runner.name, reason=str(exc)
+                    )
                     return False
         return not starting.cancelled_caught
 
