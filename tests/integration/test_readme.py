@@ -161,7 +161,9 @@ def test_every_plugin_has_a_readme() -> None:
 def test_make_help_lists_every_target_that_a_readme_names() -> None:
     text = "\n".join(path.read_text("utf-8") for path in (*READMES, ROOT / "tests" / "README.md"))
     wanted = set(re.findall(r"`?make ([a-z]+(?:-[a-z]+)*)\b(?=[`\s;,)])", "\n".join(_code(text))))
-    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     listed = {line.split()[0] for line in shown.splitlines()}
 
     assert {"run", "smoke", "install", "test", "help"} <= wanted
