@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
 
-from emcd.types import Micro, Wei
+from emcd.types import Wei
 
 WEI_PER_TOKEN = 10**18
 MICRO_PER_CREDIT = 1_000_000
@@ -68,13 +68,3 @@ def format_credits_floor(amount_micro: int, places: int = 2) -> str:
     if places == 0:
         return f"{sign}{whole:,}"
     return f"{sign}{whole:,}.{rest // 10 ** (6 - places):0{places}d}"
-
-
-def charge_ceil(tokens: int, micro_per_million_tokens: int) -> Micro:
-    """Price of tokens in micro-credits, rounded up: a fraction never works for free."""
-    return Micro(-(-tokens * micro_per_million_tokens // 1_000_000))
-
-
-def bps_floor(amount: int, bps: int) -> int:
-    """A share of an amount in basis points, rounded down."""
-    return amount * bps // BPS

@@ -24,14 +24,17 @@ class ModelPrice(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
 
 class PriceTable(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Prices by model name, with a default; `version` stands in every forward record."""
+    """Prices by manifest hash (0x-hex), with a default; `version` stands in every forward record.
+
+    By hash and not by name: a bundle knows no names, and a name may have several manifests.
+    """
 
     version: int = 1
     default: ModelPrice = ModelPrice()
     models: tuple[tuple[str, ModelPrice], ...] = ()
 
-    def price_of(self, model: str) -> ModelPrice:
-        return dict(self.models).get(model, self.default)
+    def price_of(self, manifest: str) -> ModelPrice:
+        return dict(self.models).get(manifest, self.default)
 
 
 class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -124,8 +124,8 @@ async def test_run_many_receipts_make_full_batches_and_each_stands_in_one(
 ) -> None:
     book, out = _book(node_ledger), Outbox()
     given = await _give(book, BATCH_RECORDS + 10)
+    await book.attach(out.send)  # before any batch: one made meanwhile may be sent twice
     await nursery.start(book.run)
-    await book.attach(out.send)
     await book.flush()
     assert sorted(out.hashes()) == sorted(given)
     assert [batch.batch.count for batch in out.batches] == [BATCH_RECORDS, 10]
@@ -134,8 +134,8 @@ async def test_run_many_receipts_make_full_batches_and_each_stands_in_one(
 async def test_run_after_a_crash_batches_what_was_left(node_ledger: Ledger, nursery: trio.Nursery) -> None:
     given = await _give(_book(node_ledger), 3)  # that process never batched
     book, out = _book(node_ledger), Outbox()
-    await nursery.start(book.run)
     await book.attach(out.send)
+    await nursery.start(book.run)
     await book.flush()
     assert sorted(out.hashes()) == sorted(given)
 

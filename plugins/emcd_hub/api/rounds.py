@@ -39,7 +39,6 @@ from emcd_hub.rounds.reader import RoundDetail, RoundReader, RoundSummary
 
 MAX_ROUND = 1 << 40
 MAX_VALID_S = 366 * 86_400
-_NOT_CLOSED = {"bundle_hash": None, "root": None, "issue_wei": "0", "cumulative_wei": "0", "tx_hash": None}
 _OPEN_STATES = ("requested", "synchronised")
 
 
