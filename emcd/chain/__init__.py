@@ -9,6 +9,7 @@ from __future__ import annotations
 from emcd.chain.access import Chain, ChainConfig
 from emcd.chain.blocks import BlockRef
 from emcd.chain.call import Call, TxReceipt
+from emcd.chain.cost import CostEstimate, estimate_cost
 from emcd.chain.outbox import Outbox, OutboxPolicy, TxIntent
 from emcd.chain.outcome import Confirmed, Failed, Replaced, TxOutcome
 from emcd.chain.proxies import (
@@ -34,6 +35,7 @@ __all__ = [
     "ChainConfig",
     "ChainEvent",
     "Confirmed",
+    "CostEstimate",
     "Deposit",
     "EventSink",
     "Failed",
@@ -52,4 +54,5 @@ __all__ = [
     "TxReceipt",
     "ValidatorSet",
     "Watcher",
+    "estimate_cost",
 ]

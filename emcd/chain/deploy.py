@@ -1,4 +1,4 @@
-"""Deployment of a network's four contracts, on any chain: over an RPC URL, or in process.
+"""Deployment of a network's five contracts, on any chain: over an RPC URL, or in process.
 
 The contracts know each other's addresses before they exist: they follow from the deployer's nonces,
 so that account must send nothing else meanwhile. web3 is imported when a deployment runs.
@@ -13,10 +13,10 @@ from typing import Any
 import trio
 
 from emcd.accounting.emission import period_table
-from emcd.accounting.weights import COMPUTE_MULTIPLIERS_BPS
 from emcd.chain.call import Call, TxReceipt
-from emcd.chain.contracts import load_artifact
+from emcd.chain.contracts import CONTRACT_NAMES, load_artifact
 from emcd.chain.proxies.contract import Contract
+from emcd.chain.proxies.parameters import encode_rules
 from emcd.chain.quantity import ask_quantity
 from emcd.chain.rpc import Rpc
 from emcd.chain.sender import send_call
@@ -26,12 +26,12 @@ from emcd.money import MICRO_PER_CREDIT, WEI_PER_TOKEN
 from emcd.proto.address import address_bytes, address_from_bytes
 from emcd.proto.hashing import keccak
 from emcd.proto.network import Deployment
+from emcd.proto.parameter_rule import list_faults
+from emcd.proto.parameters import encode_document, rules_of
 from emcd.proto.params import NetworkParams, PriceTable
 from emcd.types import ZERO_ADDRESS, Address
 
 GENESIS_WEI = 900_000_000 * WEI_PER_TOKEN
-ROUTER_LOCK_DAYS = 180
-VALIDATOR_LOCK_DAYS = 360
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +56,14 @@ class DeploymentPlan:
             raise ConfigError("EMC-1517", "treasury and treasury_bps belong together")
         if self.params.unbonding_rounds < self.params.challenge_delay_rounds + self.params.void_after_rounds:
             raise ConfigError("EMC-1517", "unbonding must outlast the challenge delay and the void window")
+        if faults := list_faults(self.params, self.prices):
+            raise ConfigError("EMC-1517", "; ".join(faults))
 
 
 async def deploy_network(
     rpc: Rpc, deployer: TxSigner, plan: DeploymentPlan, *, poll_s: float = 0.5
 ) -> Deployment:
-    """Deploy token, staking, distributor and vault, and check that they found each other.
+    """Deploy token, parameters, staking, distributor and vault, and check that they found each other.
 
     Raises: ConfigError EMC-1517, FatalError EMC-1501 (another chain), EMC-1518, CallReverted EMC-1504.
     Cancellation: what was sent stays on chain; deploy again from the start.
@@ -71,9 +73,9 @@ async def deploy_network(
     if found != plan.chain_id:
         raise FatalError("EMC-1501", f"the RPC is chain {found}, the plan is for {plan.chain_id}")
     nonce = await ask_quantity(rpc, "eth_getTransactionCount", deployer.address, "pending")
-    predicted = [predict_address(deployer.address, nonce + i) for i in range(4)]
+    predicted = [predict_address(deployer.address, nonce + i) for i in range(len(CONTRACT_NAMES))]
     first_block = 0
-    for index, (name, args) in enumerate(_constructors(plan, predicted).items()):
+    for index, (name, args) in enumerate(list_constructors(plan, predicted).items()):
         code = await trio.to_thread.run_sync(encode_constructor, name, args)
         receipt = await send_call(
             rpc,
@@ -85,16 +87,7 @@ async def deploy_network(
         )
         _require_address(name, receipt, predicted[index])
         first_block = first_block or receipt.block
-    deployment = Deployment(
-        chain_id=plan.chain_id,
-        token=predicted[0],
-        staking=predicted[1],
-        distributor=predicted[2],
-        vault=predicted[3],
-        deployed_block=first_block,
-        params=plan.params,
-        prices=plan.prices,
-    )
+    deployment = build_deployment(plan, predicted, first_block)
     minter = await Contract(rpc, "EMCToken", deployment.token).view_one("minter")
     if minter != deployment.distributor:
         raise FatalError("EMC-1518", f"the token's minter is {minter}")
@@ -118,46 +111,65 @@ def predict_address(deployer: Address, nonce: int) -> Address:
     return address_from_bytes(keccak(bytes([0xC0 + len(body)]) + body)[12:])
 
 
-def _constructors(plan: DeploymentPlan, predicted: Sequence[Address]) -> dict[str, tuple[Any, ...]]:
-    """The arguments of each contract, in the order of deployment."""
-    token, staking, distributor, _ = predicted
-    periods = period_table(plan.params.epoch_rounds)
-    fee = int.from_bytes(plan.params.publish_fee_wei, "big")
+def build_deployment(plan: DeploymentPlan, addresses: Sequence[Address], deployed_block: int) -> Deployment:
+    """The network that a plan makes at these addresses, which are in the order of deployment."""
+    token, parameters, staking, distributor, vault = addresses
+    return Deployment(
+        chain_id=plan.chain_id,
+        token=token,
+        staking=staking,
+        distributor=distributor,
+        vault=vault,
+        parameters=parameters,
+        deployed_block=deployed_block,
+        params=plan.params,
+        prices=plan.prices,
+    )
+
+
+def contract_addresses(deployment: Deployment) -> dict[str, Address]:
+    """Each contract's address by its name, in the order of deployment."""
+    return {
+        "EMCToken": deployment.token,
+        "Parameters": deployment.parameters,
+        "Staking": deployment.staking,
+        "Distributor": deployment.distributor,
+        "CreditVault": deployment.vault,
+    }
+
+
+def list_constructors(plan: DeploymentPlan, addresses: Sequence[Address]) -> dict[str, tuple[Any, ...]]:
+    """The arguments of each contract, in the order of deployment; `addresses` likewise."""
+    token, parameters, staking, distributor, _ = addresses
+    params = plan.params
+    periods = period_table(params.epoch_rounds)
     return {
         "EMCToken": (distributor, list(plan.holders), list(plan.holders.values())),
-        "Staking": (_staking_config(plan.params, token),),
+        "Parameters": (staking, encode_rules(rules_of(params)), encode_document(params, plan.prices)),
+        "Staking": (_staking_config(params, token, parameters),),
         "Distributor": (
             token,
             staking,
             [period.start_round for period in periods],
             [period.wei_per_round_ceil for period in periods],
-            fee,
+            int.from_bytes(params.publish_fee_wei, "big"),
+            params.void_after_rounds,
             plan.guardian,
         ),
         "CreditVault": (token, plan.micro_per_token, plan.treasury or ZERO_ADDRESS, plan.treasury_bps),
     }
 
 
-def _staking_config(params: NetworkParams, token: Address) -> tuple[Any, ...]:
-    roles = [
-        (int.from_bytes(params.compute_minimum_wei, "big"), 0),
-        (int.from_bytes(params.router_minimum_wei, "big"), ROUTER_LOCK_DAYS),
-        (int.from_bytes(params.validator_minimum_wei, "big"), VALIDATOR_LOCK_DAYS),
-        (0, 0),
-    ]
-    locks = sorted(COMPUTE_MULTIPLIERS_BPS)
+def _staking_config(params: NetworkParams, token: Address, parameters: Address) -> tuple[Any, ...]:
     return (
         token,
+        parameters,
         params.genesis_time_s,
         params.round_s,
         params.epoch_rounds,
         params.unbonding_rounds,
         params.challenge_delay_rounds,
-        params.validator_set_size,
         params.day_s,
-        roles,
-        [days for days, _ in locks],
-        [bps for _, bps in locks],
     )
 
 

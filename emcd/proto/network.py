@@ -12,6 +12,7 @@ import msgspec
 from emcd.errors import ConfigError, RemoteProtocolError
 from emcd.proto.address import parse_address
 from emcd.proto.eip712 import Domain
+from emcd.proto.parameters import read_params, write_params
 from emcd.proto.params import NetworkParams, PriceTable
 from emcd.types import Address
 
@@ -24,6 +25,7 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     staking: Address
     distributor: Address
     vault: Address
+    parameters: Address
     deployed_block: int
     params: NetworkParams
     prices: PriceTable = PriceTable()
@@ -38,15 +40,16 @@ class Deployment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """For round roots, vetoes and extraction requests."""
         return Domain(self.chain_id, self.distributor)
 
+    @property
+    def parameters_domain(self) -> Domain:
+        """For changes of the parameters."""
+        return Domain(self.chain_id, self.parameters)
+
 
 def encode_deployment(deployment: Deployment) -> str:
     """The JSON text of deployment.json; structs by field name, byte amounts as decimal strings."""
     table = msgspec.to_builtins(deployment)
-    params = {name: getattr(deployment.params, name) for name in NetworkParams.__struct_fields__}
-    table["params"] = {
-        name: str(int.from_bytes(value, "big")) if isinstance(value, bytes) else value
-        for name, value in params.items()
-    }
+    table["params"] = write_params(deployment.params)
     return msgspec.json.format(msgspec.json.encode(table), indent=2).decode()
 
 
@@ -54,18 +57,11 @@ def decode_deployment(text: str | bytes, where: str = "deployment.json") -> Depl
     """Read deployment.json strictly. Raises: ConfigError EMC-1020 naming the first fault."""
     try:
         table: dict[str, Any] = msgspec.json.decode(text, type=dict[str, Any])
-        params = dict(table["params"])
-        unknown = set(params) - set(NetworkParams.__struct_fields__)
-        if unknown:
-            raise ValueError(f"unknown parameter {min(unknown)}")
-        for name in ("compute_minimum_wei", "router_minimum_wei", "validator_minimum_wei", "publish_fee_wei"):
-            if name in params:
-                params[name] = int(params[name]).to_bytes(32, "big")
-        table["params"] = NetworkParams(**params)
+        table["params"] = read_params(dict(table["params"]))
         table["prices"] = msgspec.convert(table.get("prices", []), PriceTable)
         deployment = Deployment(**table)
         msgspec.convert(msgspec.to_builtins(deployment), Deployment)
-        for name in ("token", "staking", "distributor", "vault"):
+        for name in ("token", "staking", "distributor", "vault", "parameters"):
             parse_address(getattr(deployment, name))
     except (msgspec.MsgspecError, RemoteProtocolError, ValueError, TypeError, KeyError, OverflowError) as exc:
         raise ConfigError("EMC-1020", f"{where}: {exc}") from exc

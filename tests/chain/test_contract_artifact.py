@@ -16,6 +16,7 @@ from emcd.chain.contracts.compile import ToolUnavailable, compile_contracts
 from emcd.errors import FatalError
 from emcd.proto.eip712 import TypedStruct
 from emcd.proto.messages import Binding, Extraction, RoundRoot, Slash, Veto
+from emcd.proto.parameters import ParametersChange
 
 FOLDER = Path(contracts.__file__).parent
 MAX_CODE_BYTES = 24_576
@@ -71,12 +72,22 @@ def test_package_lock_pins_every_package_and_names_no_registry() -> None:
         assert not path or package["integrity"].startswith("sha512-")
 
 
-@pytest.mark.parametrize("struct", [Binding, Slash, RoundRoot, Veto, Extraction])
+@pytest.mark.parametrize("struct", [Binding, Slash, RoundRoot, Veto, Extraction, ParametersChange])
 def test_typed_structs_in_the_sources_are_those_of_the_protocol(struct: type[TypedStruct]) -> None:
     sources = "".join(path.read_text() for path in (FOLDER / "src").glob("*.sol"))
     assert f'keccak256("{struct.type_string()}")' in re.sub(
         r"keccak256\(\s*\"", 'keccak256("', sources
     ).replace('"\n    )', '")')
+
+
+def test_errors_of_one_selector_have_the_same_argument_names_everywhere() -> None:
+    seen: dict[str, list[str]] = {}
+    for name in CONTRACT_NAMES:
+        for entry in load_artifact(name).abi:
+            if entry["type"] == "error":
+                kinds = ",".join(item["type"] for item in entry["inputs"])
+                names = [item["name"] for item in entry["inputs"]]
+                assert seen.setdefault(f"{entry['name']}({kinds})", names) == names
 
 
 @pytest.mark.node

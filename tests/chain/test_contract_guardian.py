@@ -102,10 +102,11 @@ def test_unpause_ends_the_pause_and_not_the_cooldown(active: Network) -> None:
         pause(active)
 
 
-@pytest.mark.parametrize("name", ["EMCToken", "Staking", "Distributor", "CreditVault"])
+@pytest.mark.parametrize("name", ["EMCToken", "Parameters", "Staking", "Distributor", "CreditVault"])
 def test_contracts_have_no_owner_no_upgrade_and_no_ether(network: Network, name: str) -> None:
     contract = {
         "EMCToken": network.token,
+        "Parameters": network.parameters,
         "Staking": network.staking,
         "Distributor": network.distributor,
         "CreditVault": network.vault,

@@ -16,16 +16,20 @@ from emcd.types import ParticipantRole as Role
 from tests.support.contract_network import (
     DELAY_ROUNDS,
     FEE_WEI,
+    GENESIS_S,
     ROUND_S,
     TOKEN,
     UNBONDING_ROUNDS,
     VALIDATOR_MIN,
+    WINDOW_ROUNDS,
     Network,
     actor,
     build_network,
     by_address,
+    deploy,
     emission_table,
     round_root,
+    rule_table,
     signatures,
     staking_config,
     stranger,
@@ -75,7 +79,7 @@ def test_publish_before_genesis_is_refused(network: Network) -> None:
 
 def test_publish_of_a_round_whose_signers_may_have_left_is_refused(running: Network) -> None:
     window = running.distributor.view("publishWindowRounds")
-    assert window == UNBONDING_ROUNDS - DELAY_ROUNDS
+    assert window == WINDOW_ROUNDS <= UNBONDING_ROUNDS - DELAY_ROUNDS
     running.to_round(5 + window + 1)
     with refused("RoundTooOld"):
         running.publish(round_root(5, TOKEN))
@@ -112,8 +116,8 @@ def test_publish_with_duplicate_unsorted_short_or_empty_signatures_is_refused(ru
     for signed, error in (
         ([good[0]] * 4, "SignaturesUnsorted"),
         (good[::-1], "SignaturesUnsorted"),
-        ([*good[:3], good[3][:64]], "ECDSAInvalidSignatureLength"),
-        ([b"", *good], "ECDSAInvalidSignatureLength"),
+        ([*good[:3], good[3][:64]], "BadSignatures"),
+        ([*good, b"\x00"], "BadSignatures"),
         ([bytes(65), *good], "ECDSAInvalidSignature"),
     ):
         with refused(error):
@@ -218,14 +222,15 @@ def test_publish_takes_its_fee_out_of_what_the_growth_leaves(running: Network) -
 
 
 def test_publish_with_too_many_pending_is_refused_until_one_is_active(running: Network) -> None:
-    running.to_round(18)
-    for index in range(16):
-        running.publish(round_root(index, index * TOKEN))
+    for now, rounds in ((12, range(12)), (17, range(12, 16))):
+        running.to_round(now)
+        for index in rounds:
+            running.publish(round_root(index, index * TOKEN))
     with refused("TooManyPending"):
         running.publish(round_root(16, 16 * TOKEN))
     running.activate(0)
     running.publish(round_root(16, 16 * TOKEN))
-    assert running.distributor.view("activeRoot").round == 15
+    assert running.distributor.view("activeRoot").round == 11
 
 
 def test_pay_fee_once_and_only_when_active(running: Network) -> None:
@@ -258,18 +263,32 @@ def test_distributor_that_is_not_the_tokens_minter_or_has_a_bad_table_is_not_dep
     deployer = stranger("second deployer")
     common = (network.token.address, network.staking.address)
     with refused("BadConfig"):
-        network.evm.deploy(deployer, "Distributor", *common, starts, rates, 0, deployer)
+        network.evm.deploy(deployer, "Distributor", *common, starts, rates, 0, WINDOW_ROUNDS, deployer)
     for bad_starts, bad_rates in (([], []), ([1], [1]), ([0, 5, 5], [1, 1, 1]), ([0, 5], [1])):
         with refused("BadSchedule"):
-            network.evm.deploy(deployer, "Distributor", *common, bad_starts, bad_rates, 0, deployer)
+            network.evm.deploy(
+                deployer, "Distributor", *common, bad_starts, bad_rates, 0, WINDOW_ROUNDS, deployer
+            )
 
 
 def test_distributor_with_a_staking_contract_of_another_token_is_not_deployed(network: Network) -> None:
     evm = Evm(network.evm.now_s)
     deployer = actor("deployer").address
-    minter = evm.next_address(deployer, 2)
+    minter, expected = evm.next_address(deployer, 3), evm.next_address(deployer, 2)
     holder = [stranger()], [900_000_000 * TOKEN]
     token = evm.deploy(deployer, "EMCToken", minter, *holder)
-    staking = evm.deploy(deployer, "Staking", staking_config(stranger("other token")))
+    parameters = evm.deploy(deployer, "Parameters", expected, rule_table(), "{}")
+    config = staking_config(stranger("other token"), parameters.address)
+    staking = evm.deploy(deployer, "Staking", config)
+    common = (token.address, staking.address, *emission_table(), 0, WINDOW_ROUNDS, deployer)
     with refused("BadConfig"):
-        evm.deploy(deployer, "Distributor", token.address, staking.address, *emission_table(), 0, deployer)
+        evm.deploy(deployer, "Distributor", *common)
+
+
+@pytest.mark.parametrize("window", [0, UNBONDING_ROUNDS - DELAY_ROUNDS + 1])
+def test_distributor_with_an_unsound_window_is_not_deployed(window: int) -> None:
+    evm = Evm(GENESIS_S)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.support.contract_network.WINDOW_ROUNDS", window)
+        with refused("BadConfig"):
+            deploy(evm)

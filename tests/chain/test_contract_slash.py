@@ -144,7 +144,7 @@ def test_slash_signed_for_another_order_chain_or_contract_is_refused(
         (Domain(CHAIN_ID + 1, running.staking.address), order),
         (Domain(CHAIN_ID, running.distributor.address), order),
     ):
-        forged = signatures(domain, signed, running.validators)
+        forged = b"".join(signatures(domain, signed, running.validators))
         with refused("(NotInSet|SignaturesUnsorted)"):
             running.staking.send(stranger(), "slash", fields(order), forged)
     assert running.participant(accused).stakeWei == COMPUTE_MIN
@@ -155,7 +155,7 @@ def test_slash_with_duplicate_or_unsorted_signatures_is_refused(running: Network
     good = signatures(running.staking_domain, order, running.validators)
     for signed in ([good[0]] * 3, good[::-1], [*good, good[-1]]):
         with refused("SignaturesUnsorted"):
-            running.staking.send(stranger(), "slash", fields(order), signed)
+            running.staking.send(stranger(), "slash", fields(order), b"".join(signed))
 
 
 def test_slash_by_instant_power_is_refused(running: Network, accused: Member) -> None:

@@ -20,6 +20,7 @@ from tests.support.contract_network import (
     Network,
     actor,
     member,
+    rule_table,
     staking_config,
     stranger,
 )
@@ -52,7 +53,7 @@ def test_stake_of_a_compute_node_weighs_at_once_with_its_locks_multiplier(
 def test_stake_under_the_roles_minimum_is_refused(running: Network, role: Role, minimum_wei: int) -> None:
     who = member("poor", role)
     running.bind(who)
-    assert running.staking.view("roleRule", int(role)).minimumWei == minimum_wei
+    assert running.parameters.view("stakeRuleAt", 1, int(role), 7).minimumWei == minimum_wei
     with refused("BelowMinimum"):
         running.stake(who, minimum_wei - 1)
     running.stake(who, minimum_wei)
@@ -240,19 +241,24 @@ def test_staking_balance_equals_what_it_owes(running: Network) -> None:
         ({"challenge_delay_rounds": 0}, "BadConfig"),
         ({"day_seconds": 0}, "BadConfig"),
         ({"token": "0x" + "0" * 40}, "BadConfig"),
-        ({"roles": [(0, 0)] * 4}, "BadConfig"),
-        ({"compute_lock_days": [0, 7, 30, 90]}, "BadConfig"),
-        ({"compute_lock_days": [1, 7, 30, 90, 180]}, "BadConfig"),
-        ({"compute_lock_days": [0, 7, 7, 90, 180]}, "BadConfig"),
+        ({"day_seconds": 86_401}, "BadConfig"),
         ({"round_seconds": 0}, "BadClock"),
         ({"epoch_rounds": 0}, "BadClock"),
         ({"genesis_time": GENESIS_S + 1}, "BadClock"),
-        ({"set_size": 12}, "BadSetSize"),
-        ({"set_size": 34}, "BadSetSize"),
     ],
 )
 def test_staking_with_an_unsound_configuration_is_not_deployed(changes: dict[str, Any], error: str) -> None:
     evm = Evm(GENESIS_S)
-    config = staking_config(**({"token": stranger()} | changes))
+    deployer = actor("deployer").address
+    parameters = evm.deploy(deployer, "Parameters", evm.next_address(deployer, 1), rule_table(), "{}")
+    config = staking_config(**({"token": stranger(), "parameters": parameters.address} | changes))
     with refused(error):
-        evm.deploy(actor("deployer").address, "Staking", config)
+        evm.deploy(deployer, "Staking", config)
+
+
+def test_staking_with_another_contracts_parameters_is_not_deployed() -> None:
+    evm = Evm(GENESIS_S)
+    deployer = actor("deployer").address
+    parameters = evm.deploy(deployer, "Parameters", stranger("other staking"), rule_table(), "{}")
+    with refused("BadConfig"):
+        evm.deploy(deployer, "Staking", staking_config(stranger(), parameters.address))

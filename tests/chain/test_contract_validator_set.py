@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from emcd.proto.hashing import keccak
 from emcd.proto.signing import sign_digest
 from emcd.types import ParticipantRole as Role
 from tests.support.contract_network import (
+    COMPUTE_MIN,
     EPOCH_ROUNDS,
     VALIDATOR_MIN,
     Member,
@@ -21,14 +24,15 @@ from tests.support.contract_network import (
 from tests.support.evm import refused
 
 DIGEST = keccak(b"something signed")
+BLOCK_GAS = 30_000_000
 
 
 def addresses(members: tuple[Member, ...] | list[Member]) -> set[str]:
     return {who.node.address for who in members}
 
 
-def sign_all(members: list[Member]) -> list[bytes]:
-    return [sign_digest(DIGEST, who.node.key) for who in members]
+def sign_all(members: list[Member]) -> bytes:
+    return b"".join(sign_digest(DIGEST, who.node.key) for who in members)
 
 
 def leave(network: Network, who: Member) -> None:
@@ -113,7 +117,7 @@ def test_freeze_set_by_anyone_changes_nothing_that_is_seen(running: Network) -> 
     outcome = running.staking.send(stranger(), "freezeSet", 1)
     assert outcome.event("SetFrozen")["size"] == 4
     assert [running.validator_set(epoch) for epoch in range(5)] == seen
-    assert running.staking.view("firstUnfrozenEpoch") == 3
+    assert running.staking.view("firstUnfrozenEpoch") == 2
     assert running.staking.send(stranger(), "freezeSet", 2).events == []
 
 
@@ -141,30 +145,59 @@ def test_set_before_the_first_record_is_that_of_epoch_0() -> None:
     assert set(network.validator_set(1)) == {first.node.address}
 
 
-def test_candidates_when_full_admit_only_a_larger_stake() -> None:
-    network = build_network(validators=0, set_size=1)
-    small = [network.join(f"small {index}", Role.VALIDATOR, VALIDATOR_MIN + index) for index in range(4)]
-    equal = network.join("equal", Role.VALIDATOR, VALIDATOR_MIN)
+@pytest.fixture(scope="module")
+def prepared_crowd() -> tuple[Network, list[Member]]:
+    """As many stakes as there may be candidates, for one seat; they can leave at once."""
+    roles = [(COMPUTE_MIN, 0), (0, 0), (VALIDATOR_MIN, 0), (0, 0)]
+    network = build_network(validators=0, rules={"set_size": 31, "roles": roles})
+    size = network.staking.view("MAX_CANDIDATES")
+    everyone = [
+        network.join(f"small {index}", Role.VALIDATOR, VALIDATOR_MIN + index, 0) for index in range(size)
+    ]
+    return network, everyone
+
+
+def test_candidates_when_full_admit_only_a_larger_stake(prepared_crowd: tuple[Network, list[Member]]) -> None:
+    network, small = prepared_crowd[0].fork(), prepared_crowd[1]
+    equal = network.join("equal", Role.VALIDATOR, VALIDATOR_MIN, 0)
     assert equal.node.address not in network.staking.view("candidates")
-    large = network.join("large", Role.VALIDATOR, 2 * VALIDATOR_MIN)
+    large = network.join("large", Role.VALIDATOR, 2 * VALIDATOR_MIN, 0)
     assert set(network.staking.view("candidates")) == addresses([*small[1:], large])
-    assert set(network.validator_set(0)) == {large.node.address}
+    assert set(network.validator_set(0)) == addresses([*small[-30:], large])
     network.top_up(small[0], 2 * VALIDATOR_MIN)
     assert set(network.staking.view("candidates")) == addresses([small[0], *small[2:], large])
 
 
-def test_enroll_brings_a_displaced_stake_back_when_there_is_room() -> None:
-    network = build_network(validators=0, set_size=1)
-    small = [network.join(f"small {index}", Role.VALIDATOR, VALIDATOR_MIN) for index in range(4)]
-    network.join("large", Role.VALIDATOR, 2 * VALIDATOR_MIN)
-    (gone,) = addresses(small) - set(network.staking.view("candidates"))
+def test_enroll_brings_a_displaced_stake_back_when_there_is_room(
+    prepared_crowd: tuple[Network, list[Member]],
+) -> None:
+    network, small = prepared_crowd[0].fork(), prepared_crowd[1]
+    network.join("large", Role.VALIDATOR, 2 * VALIDATOR_MIN, 0)
     with refused("NotACandidate"):
-        network.staking.send(stranger(), "enroll", gone)
-    leaver = next(who for who in small if who.node.address != gone)
-    network.evm.move_to(network.participant(leaver).lockEnd)
-    leave(network, leaver)
-    network.staking.send(stranger(), "enroll", gone)
-    assert gone in network.staking.view("candidates")
+        network.staking.send(stranger(), "enroll", small[0].node.address)
+    leave(network, small[1])
+    network.staking.send(stranger(), "enroll", small[0].node.address)
+    assert small[0].node.address in network.staking.view("candidates")
+
+
+def test_freeze_of_the_fullest_set_at_every_change_fits_a_block(
+    prepared_crowd: tuple[Network, list[Member]],
+) -> None:
+    network = replace(prepared_crowd[0].fork(), validators=tuple(prepared_crowd[1][-31:]))
+    network.to_epoch(0)
+    roles = [(COMPUTE_MIN, 0), (0, 0), (VALIDATOR_MIN, 0), (0, 0)]
+    for epoch in range(2, 5):
+        network.change(epoch, set_size=31 - 3 * (epoch % 2), roles=roles)
+    network.to_epoch(40)
+    at_once = network.fork().staking.send(stranger(), "freezeSet", 40)
+    assert [event.values["size"] for event in at_once.events] == [31, 28, 31]
+    most = network.parameters.view("MAX_LEAD_EPOCHS")
+    assert at_once.gas_used * most // 3 < BLOCK_GAS
+    for epoch in range(2, 5):
+        step = network.staking.send(stranger(), "freezeSet", epoch)
+        assert step.event("SetFrozen")["fromEpoch"] == epoch
+        assert step.gas_used < BLOCK_GAS // 10
+    assert network.staking.send(stranger(), "freezeSet", 40).events == []
 
 
 @pytest.mark.parametrize("role", [Role.COMPUTE, Role.ROUTER])
@@ -194,10 +227,10 @@ def test_signed_power_of_an_outsider_a_wallet_or_an_empty_signature_is_refused(r
     outsider = running.join("outsider", Role.VALIDATOR, 9 * VALIDATOR_MIN)
     for key in (outsider.node.key, who.wallet.key, actor("nobody").key):
         with refused("NotInSet"):
-            running.staking.view("signedPower", 0, DIGEST, [sign_digest(DIGEST, key)])
-    for signature, error in ((b"", "ECDSAInvalidSignatureLength"), (bytes(65), "ECDSAInvalidSignature")):
+            running.staking.view("signedPower", 0, DIGEST, sign_digest(DIGEST, key))
+    for signature, error in ((bytes(64), "BadSignatures"), (bytes(65), "ECDSAInvalidSignature")):
         with refused(error):
-            running.staking.view("signedPower", 0, DIGEST, [signature])
+            running.staking.view("signedPower", 0, DIGEST, signature)
     with refused("NotInSet"):
         running.staking.view("signedPower", 0, keccak(b"another thing"), sign_all([who]))
 

@@ -95,7 +95,7 @@ def test_veto_signed_for_another_round_chain_or_contract_is_refused(
         (Domain(CHAIN_ID + 1, running.distributor.address), good),
         (Domain(CHAIN_ID, running.staking.address), good),
     ):
-        forged = signatures(domain, signed, running.validators[:2])
+        forged = b"".join(signatures(domain, signed, running.validators[:2]))
         with refused("(NotInSet|SignaturesUnsorted)"):
             running.distributor.send(stranger(), "veto", 0, what.bundle_hash, what.root, forged)
 
@@ -127,3 +127,41 @@ def test_publish_after_a_veto_builds_on_the_last_root_that_stands(
     assert running.distributor.view("activeRoot").cumulativeWei == 101 * TOKEN
     with refused("NoFee"):
         running.distributor.send(stranger(), "payFee", 2)
+
+
+def test_publication_after_all_pending_were_vetoed_waits_its_own_delay(running: Network) -> None:
+    first, second = round_root(0, TOKEN), round_root(1, 2 * TOKEN)
+    running.publish_at_end(first)
+    running.veto(first, running.validators)
+    running.to_round(4)
+    running.publish(second)
+    running.activate(0)
+    assert state(running, 1) == PENDING
+    assert running.distributor.view("activeRoot").root == bytes(32)
+    running.activate(1)
+    assert running.distributor.view("activeRoot").round == 1
+
+
+def test_active_root_stays_while_what_followed_a_veto_is_pending(running: Network) -> None:
+    base, vetoed, last = round_root(0, TOKEN), round_root(8, 2 * TOKEN), round_root(9, 3 * TOKEN)
+    running.publish_at_end(base)
+    running.activate(0)
+    running.publish_at_end(vetoed)
+    running.veto(vetoed, running.validators)
+    running.to_round(12)
+    running.publish(last)
+    running.activate(8)
+    assert running.distributor.view("activeRoot").round == 0
+    running.activate(9)
+    assert running.distributor.view("activeRoot").round == 9
+
+
+def test_veto_of_the_newest_pending_leaves_the_older_ones_to_become_active(running: Network) -> None:
+    for index in range(3):
+        running.publish_at_end(round_root(index, (index + 1) * TOKEN))
+    running.veto(round_root(2, 3 * TOKEN), running.validators)
+    running.activate(0)
+    running.publish(round_root(5, 4 * TOKEN))
+    for index in (0, 1, 5):
+        running.activate(index)
+        assert running.distributor.view("activeRoot").round == index

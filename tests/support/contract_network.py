@@ -1,16 +1,20 @@
-"""The four contracts on an in-process EVM, with actors that sign: what the contract tests start from."""
+"""The five contracts on an in-process EVM, with actors that sign: what the contract tests start from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from eth_abi.abi import encode
+
+from emcd.chain.contracts import Artifact, load_artifact
 from emcd.proto.address import address_bytes, address_from_bytes, address_of_key
 from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Binding, Extraction, RoundRoot, Slash, Veto
+from emcd.proto.parameters import ParametersChange
 from emcd.proto.signing import sign
 from emcd.types import Address, ParticipantRole
 from tests.support.evm import CHAIN_ID, Contract, Evm, Outcome
@@ -21,6 +25,7 @@ ROUND_S = 7_200
 EPOCH_ROUNDS = 12
 DELAY_ROUNDS = 6
 UNBONDING_ROUNDS = 24
+WINDOW_ROUNDS = 12
 DAY_S = 86_400
 COMPUTE_MIN, ROUTER_MIN, VALIDATOR_MIN = 3_000 * TOKEN, 100_000 * TOKEN, 1_000_000 * TOKEN
 VALIDATOR_LOCK_DAYS, ROUTER_LOCK_DAYS = 360, 180
@@ -79,6 +84,7 @@ class Network:
 
     evm: Evm
     token: Contract
+    parameters: Contract
     staking: Contract
     distributor: Contract
     vault: Contract
@@ -93,6 +99,7 @@ class Network:
             self,
             evm=evm,
             token=self.token.on(evm),
+            parameters=self.parameters.on(evm),
             staking=self.staking.on(evm),
             distributor=self.distributor.on(evm),
             vault=self.vault.on(evm),
@@ -105,6 +112,10 @@ class Network:
     @property
     def distributor_domain(self) -> Domain:
         return Domain(CHAIN_ID, self.distributor.address)
+
+    @property
+    def parameters_domain(self) -> Domain:
+        return Domain(CHAIN_ID, self.parameters.address)
 
     def to_round(self, index: int, offset_s: int = 0) -> None:
         """Move the clock to `offset_s` after the start of a round."""
@@ -168,7 +179,7 @@ class Network:
             what.bundle_hash,
             what.root,
             what.cumulative_wei,
-            signed,
+            b"".join(signed),
         )
 
     def publish_at_end(self, what: Root) -> Outcome:
@@ -184,12 +195,38 @@ class Network:
         record = Veto(what.round, what.bundle_hash, what.root)
         signed = signatures(self.distributor_domain, record, signers)
         return self.distributor.send(
-            self.publisher.address, "veto", what.round, what.bundle_hash, what.root, signed
+            self.publisher.address, "veto", what.round, what.bundle_hash, what.root, b"".join(signed)
         )
 
     def slash(self, order: Slash, signers: Iterable[Member]) -> Outcome:
         signed = signatures(self.staking_domain, order, signers)
-        return self.staking.send(self.publisher.address, "slash", fields(order), signed)
+        return self.staking.send(self.publisher.address, "slash", fields(order), b"".join(signed))
+
+    def rotate(self, who: Member, key: Actor, nonce: int = 2, **changes: Any) -> Outcome:
+        """Let `key` replace the member's node key; `changes` replace fields of its binding."""
+        record = Binding(key.address, who.wallet.address, int(who.role), nonce, self.evm.now_s + 60)
+        record = Binding(
+            **{name: changes.get(name, getattr(record, name)) for name in record.__struct_fields__}
+        )
+        signature = sign(self.staking_domain, record, key.key)
+        return self.staking.send(who.wallet.address, "rotateKey", who.node.address, fields(record), signature)
+
+    def change(
+        self,
+        from_epoch: int,
+        signers: Iterable[Member] | None = None,
+        document: str = "{}",
+        version: int | None = None,
+        **rules: Any,
+    ) -> Outcome:
+        """Decide the next version of the parameters: `rules` replace parts of DESIGN's."""
+        number = self.parameters.view("versionCount") + 1 if version is None else version
+        table = rule_table(**rules)
+        record = ParametersChange(number, from_epoch, hash_rules(table), keccak(document.encode()))
+        signed = signatures(self.parameters_domain, record, self.validators if signers is None else signers)
+        return self.parameters.send(
+            self.publisher.address, "change", fields(record), table, document, b"".join(signed)
+        )
 
     def claim_for(
         self, request: Extraction, key: bytes, cumulative_wei: int, proof: Sequence[bytes] = ()
@@ -255,17 +292,26 @@ def emission_table(epoch_rounds: int = EPOCH_ROUNDS) -> tuple[list[int], list[in
     return [*starts, start], [*rates, 0]
 
 
-def staking_config(token: Address, **changes: Any) -> tuple[Any, ...]:
-    """The constructor's argument, with DESIGN's numbers and a set of four."""
+def staking_config(token: Address, parameters: Address, **changes: Any) -> tuple[Any, ...]:
+    """The constructor's argument, with DESIGN's numbers."""
     config = {
         "token": token,
+        "parameters": parameters,
         "genesis_time": GENESIS_S,
         "round_seconds": ROUND_S,
         "epoch_rounds": EPOCH_ROUNDS,
         "unbonding_rounds": UNBONDING_ROUNDS,
         "challenge_delay_rounds": DELAY_ROUNDS,
-        "set_size": 4,
         "day_seconds": DAY_S,
+    }
+    assert changes.keys() <= config.keys()
+    return tuple((config | changes).values())
+
+
+def rule_table(**changes: Any) -> tuple[Any, ...]:
+    """The rules that the parameters contract holds: DESIGN's numbers, and a set of four."""
+    rules = {
+        "set_size": 4,
         "roles": [
             (COMPUTE_MIN, 0),
             (ROUTER_MIN, ROUTER_LOCK_DAYS),
@@ -275,30 +321,55 @@ def staking_config(token: Address, **changes: Any) -> tuple[Any, ...]:
         "compute_lock_days": [0, 7, 30, 90, 180],
         "compute_multiplier_bps": [10_000, 14_000, 27_000, 62_000, 100_000],
     }
-    assert changes.keys() <= config.keys()
-    return tuple((config | changes).values())
+    assert changes.keys() <= rules.keys()
+    return tuple((rules | changes).values())
 
 
-def build_network(validators: int = 4, lock_days: int = VALIDATOR_LOCK_DAYS, **config: Any) -> Network:
-    """Deploy all four an hour before genesis, with founding validators of 1 million each."""
-    evm = Evm(GENESIS_S - 3_600)
+def hash_rules(table: tuple[Any, ...]) -> bytes:
+    """keccak256(abi.encode(rules))."""
+    return keccak(encode(["(uint32,(uint96,uint32)[4],uint32[],uint32[])"], [table]))
+
+
+def deploy(
+    evm: Evm, rules: dict[str, Any] | None = None, token_name: str = "EMCToken", **config: Any
+) -> Network:
+    """Deploy all five; nobody has joined."""
     deployer, holder, guardian = actor("deployer"), actor("holder"), actor("guardian")
-    minter = evm.next_address(deployer.address, 2)
-    token = evm.deploy(deployer.address, "EMCToken", minter, [holder.address], [900_000_000 * TOKEN])
-    staking = evm.deploy(deployer.address, "Staking", staking_config(token.address, **config))
+    sender = deployer.address
+    expected = [evm.next_address(sender, ahead) for ahead in range(4)]
+    token = evm.deploy(sender, token_name, expected[3], [holder.address], [900_000_000 * TOKEN])
+    parameters = evm.deploy(sender, "Parameters", expected[2], rule_table(**rules or {}), "{}")
+    terms = staking_config(token.address, parameters.address, **config)
+    staking = evm.deploy(sender, "Staking", terms)
     starts, rates = emission_table()
     distributor = evm.deploy(
-        deployer.address,
+        sender,
         "Distributor",
         token.address,
         staking.address,
         starts,
         rates,
         FEE_WEI,
+        WINDOW_ROUNDS,
         guardian.address,
     )
-    vault = evm.deploy(deployer.address, "CreditVault", token.address, 1_000_000, "0x" + "0" * 40, 0)
-    network = Network(evm, token, staking, distributor, vault, (), holder, guardian, actor("publisher"))
+    vault = evm.deploy(sender, "CreditVault", token.address, 1_000_000, "0x" + "0" * 40, 0)
+    return Network(
+        evm, token, parameters, staking, distributor, vault, (), holder, guardian, actor("publisher")
+    )
+
+
+def build_network(
+    validators: int = 4,
+    lock_days: int = VALIDATOR_LOCK_DAYS,
+    rules: dict[str, Any] | None = None,
+    load: Callable[[str], Artifact] = load_artifact,
+    **config: Any,
+) -> Network:
+    """Deploy an hour before genesis, with founding validators of 1 million each."""
+    evm = Evm(GENESIS_S - 3_600)
+    evm.load = load
+    network = deploy(evm, rules, **config)
     founders = tuple(
         network.join(f"validator {index}", ParticipantRole.VALIDATOR, VALIDATOR_MIN, lock_days)
         for index in range(validators)

@@ -6,7 +6,7 @@ the state in microseconds, so that every test starts from one prepared network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,7 +23,7 @@ from eth_abi.abi import decode, encode
 from eth_typing import Address as RawAddress
 from eth_typing import BlockNumber
 
-from emcd.chain.contracts import load_artifact
+from emcd.chain.contracts import Artifact, load_artifact
 from emcd.proto.address import address_bytes, address_from_bytes
 from emcd.proto.hashing import keccak
 from emcd.types import Address
@@ -70,8 +70,18 @@ class Outcome:
         return found
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A transaction that a contract took."""
+
+    contract: Address
+    sender: Address
+    name: str
+    arguments: tuple[Any, ...]
+
+
 class Evm:
-    """One chain state with a settable clock."""
+    """One chain state with a settable clock. `sent`, while it is a list, takes every transaction."""
 
     def __init__(
         self, now_s: int, db: AtomicDatabaseAPI | None = None, root: bytes = BLANK_ROOT_HASH
@@ -80,6 +90,8 @@ class Evm:
         self.now_s = now_s
         self.block_number = 1
         self.abis: dict[Address, Abi] = {}
+        self.sent: list[Sent] | None = None
+        self.load: Callable[[str], Artifact] = load_artifact
         self._context = ExecutionContext(
             coinbase=RawAddress(bytes(20)),
             timestamp=now_s,
@@ -99,6 +111,7 @@ class Evm:
         self._state.persist()
         copy = Evm(self.now_s, self._db, self._state.state_root)
         copy.abis = dict(self.abis)
+        copy.load = self.load
         copy.block_number = self.block_number
         return copy
 
@@ -112,13 +125,18 @@ class Evm:
 
     def deploy(self, sender: Address, name: str, *arguments: Any) -> Contract:
         """Create a contract from its artifact. Raises: Reverted."""
-        artifact = load_artifact(name)
-        (constructor,) = [entry for entry in artifact.abi if entry["type"] == "constructor"]
+        artifact = self.load(name)
+        inputs = [entry["inputs"] for entry in artifact.abi if entry["type"] == "constructor"]
         address = self.next_address(sender)
-        data = artifact.creation_code + _encode(constructor["inputs"], arguments)
+        data = artifact.creation_code + _encode(inputs[0] if inputs else [], arguments)
         self.abis[address] = artifact.abi
         outcome = self._send(sender, CREATE_CONTRACT_ADDRESS, data, artifact.abi, ())
         return Contract(self, address, artifact.abi, outcome.gas_used)
+
+    def write_slot(self, address: Address, slot: int, value: int) -> None:
+        """Overwrite a word of a contract's storage."""
+        self._state.set_storage(RawAddress(address_bytes(address)), slot, value)
+        self._state.lock_changes()
 
     def _send(
         self, sender: Address, to: bytes, data: bytes, abi: Abi, outputs: Any, *, keep: bool = True
@@ -186,18 +204,27 @@ class Contract:
 
     def send(self, sender: Address, name: str, *arguments: Any) -> Outcome:
         """A transaction. Raises: Reverted."""
-        return self._run(sender, name, arguments, keep=True)
+        outcome = self._run(sender, name, arguments, keep=True)
+        if self.evm.sent is not None:
+            self.evm.sent.append(Sent(self.address, sender, name, arguments))
+        return outcome
 
     def view(self, name: str, *arguments: Any) -> Any:
         """A call that leaves no trace. Raises: Reverted."""
         return self._run(_READER, name, arguments, keep=False).result
 
-    def _run(self, sender: Address, name: str, arguments: tuple[Any, ...], *, keep: bool) -> Outcome:
+    def encode(self, name: str, *arguments: Any) -> bytes:
+        """The calldata of a function."""
+        entry = self._function(name)
+        return _selector_hash(entry)[:4] + _encode(entry["inputs"], arguments)
+
+    def _function(self, name: str) -> dict[str, Any]:
         (entry,) = [item for item in self.abi if item["type"] == "function" and item["name"] == name]
-        data = _selector_hash(entry)[:4] + _encode(entry["inputs"], arguments)
-        return self.evm._send(
-            sender, address_bytes(self.address), data, self.abi, entry["outputs"], keep=keep
-        )
+        return entry
+
+    def _run(self, sender: Address, name: str, arguments: tuple[Any, ...], *, keep: bool) -> Outcome:
+        data, outputs = self.encode(name, *arguments), self._function(name)["outputs"]
+        return self.evm._send(sender, address_bytes(self.address), data, self.abi, outputs, keep=keep)
 
 
 _READER = address_from_bytes(keccak(b"reader")[12:])

@@ -14,7 +14,7 @@ import msgspec
 
 from emcd.errors import FatalError
 
-CONTRACT_NAMES = ("EMCToken", "Staking", "Distributor", "CreditVault")
+CONTRACT_NAMES = ("EMCToken", "Parameters", "Staking", "Distributor", "CreditVault")
 
 
 class Compiler(msgspec.Struct, frozen=True):

@@ -1,20 +1,17 @@
 // Compiles src/*.sol and writes artifacts/*.json. Run by compile.py, which prepares BUILD_DIR (npm ci there).
-// Usage: node compile.mjs BUILD_DIR OUT_DIR
+// Usage: node compile.mjs BUILD_DIR OUT_DIR SOURCE_DIR CONTRACT...
 import { createHash } from "node:crypto";
 import { mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { join } from "node:path";
 
-const CONTRACTS = ["EMCToken", "Staking", "Distributor", "CreditVault"];
 const SETTINGS = {
   optimizer: { enabled: true, runs: 200 },
   evmVersion: "cancun",
   metadata: { bytecodeHash: "none", appendCBOR: false },
 };
 
-const [buildDir, outDir] = process.argv.slice(2);
-const sourceDir = join(dirname(fileURLToPath(import.meta.url)), "src");
+const [buildDir, outDir, sourceDir, ...contracts] = process.argv.slice(2);
 const solc = createRequire(join(buildDir, "package.json"))("solc");
 const used = new Map(); // source name -> content
 
@@ -53,7 +50,7 @@ const sha256 = (text) => createHash("sha256").update(text).digest("hex");
 const hashes = Object.fromEntries([...used.keys()].sort().map((name) => [name, sha256(used.get(name))]));
 const sourcesSha256 = sha256(Object.entries(hashes).map(([name, hash]) => `${hash}  ${name}\n`).join(""));
 mkdirSync(outDir, { recursive: true });
-for (const name of CONTRACTS) {
+for (const name of contracts) {
   const { abi, evm } = output.contracts[`src/${name}.sol`][name];
   const artifact = {
     contract: name,

@@ -14,7 +14,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from emcd.chain.contracts import CONTRACT_NAMES
 
 _HERE = Path(__file__).resolve().parent
 _TIMEOUT_S = 300
@@ -69,15 +72,20 @@ def ensure_packages(node: list[str], npm: list[str]) -> Path:
     return build
 
 
-def compile_contracts(out_dir: Path) -> str:
+def compile_contracts(
+    out_dir: Path, sources: Path = _HERE / "src", names: Sequence[str] = CONTRACT_NAMES
+) -> str:
     """Write the artifacts to `out_dir`; returns what was written.
+
+    Args:
+        names: each is a contract in the file of its name.
 
     Raises: ToolUnavailable, and RuntimeError with the compiler's words.
     """
     node, npm = find_node()
     build = ensure_packages(node, npm)
     done = subprocess.run(
-        [*node, str(_HERE / "compile.mjs"), str(build), str(out_dir)],
+        [*node, str(_HERE / "compile.mjs"), str(build), str(out_dir), str(sources), *names],
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,

@@ -8,6 +8,7 @@ estimate (the outbox does), send. Between them others act: what then fails is an
 from __future__ import annotations
 
 from emcd.chain.proxies.distributor import ActiveRoot, DistributorProxy, Publication, PublicationState
+from emcd.chain.proxies.parameters import ParametersProxy, Version
 from emcd.chain.proxies.staking import Participant, StakingProxy, ValidatorSet
 from emcd.chain.proxies.token import TokenProxy
 from emcd.chain.proxies.vault import Deposit, VaultProxy
@@ -19,6 +20,7 @@ __all__ = [
     "ActiveRoot",
     "Deposit",
     "DistributorProxy",
+    "ParametersProxy",
     "Participant",
     "Publication",
     "PublicationState",
@@ -26,4 +28,5 @@ __all__ = [
     "TokenProxy",
     "ValidatorSet",
     "VaultProxy",
+    "Version",
 ]

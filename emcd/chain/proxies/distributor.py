@@ -9,7 +9,7 @@ from enum import IntEnum
 from emcd.chain.blocks import BlockRef
 from emcd.chain.call import Call
 from emcd.chain.proxies.contract import Contract
-from emcd.chain.proxies.signatures import Signatures, sort_signatures
+from emcd.chain.proxies.signatures import Signatures, pack_signatures
 from emcd.chain.rpc import Rpc
 from emcd.proto.messages import Extraction, RoundRoot, Veto
 from emcd.types import ZERO_HASH, Address, Hash, Round, Wei
@@ -114,11 +114,11 @@ class DistributorProxy(Contract):
             outcome.bundle_hash,
             outcome.root,
             outcome.cumulative_wei,
-            sort_signatures(signatures),
+            pack_signatures(signatures),
         )
 
     def submit_veto(self, veto: Veto, signatures: Signatures) -> Call:
-        return self.call("veto", veto.round, veto.bundle_hash, veto.root, sort_signatures(signatures))
+        return self.call("veto", veto.round, veto.bundle_hash, veto.root, pack_signatures(signatures))
 
     def submit_claim(
         self, wallet: Address, cumulative_wei: int, proof: Sequence[bytes], recipient: Address

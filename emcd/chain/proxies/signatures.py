@@ -10,6 +10,6 @@ Signatures = Mapping[Address, bytes]
 """Signer to its 65 bytes."""
 
 
-def sort_signatures(signatures: Signatures) -> list[bytes]:
-    """Strictly ascending by signer, as a number."""
-    return [signatures[signer] for signer in sorted(signatures, key=lambda a: int(a, 16))]
+def pack_signatures(signatures: Signatures) -> bytes:
+    """One after the other, strictly ascending by signer as a number."""
+    return b"".join(signatures[signer] for signer in sorted(signatures, key=lambda a: int(a, 16)))

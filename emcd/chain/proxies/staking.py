@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from emcd.accounting.weights import COMPUTE_MULTIPLIERS_BPS
 from emcd.chain.blocks import BlockRef
 from emcd.chain.call import Call
 from emcd.chain.proxies.contract import Contract
-from emcd.chain.proxies.signatures import Signatures, sort_signatures
+from emcd.chain.proxies.signatures import Signatures, pack_signatures
 from emcd.chain.rpc import Rpc
 from emcd.money import decode_wei, encode_wei
 from emcd.proto.bundle import SnapshotEntry, ValidatorPower
@@ -17,7 +16,6 @@ from emcd.proto.messages import Binding, Slash
 from emcd.types import ZERO_ADDRESS, Address, Epoch, ParticipantRole, Round, Wei
 
 PAGE = 100
-_DAYS_OF_MULTIPLIER = {bps: days for days, bps in COMPUTE_MULTIPLIERS_BPS}
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class Participant:
 
     `stake_wei` is what weighs now: 0 while unbonding, and for a validator before its first epoch
     (then it is `pending_wei`). `multiplier_bps` is the lock's, or that of 0 days when it is over.
+    `node` is the key in force, `account` the first one that it had: its identity for ever. While a
+    rotation waits, `next_node` signs from `next_from_epoch` on; otherwise that is 0.
     """
 
     node: Address
@@ -41,6 +41,9 @@ class Participant:
     endpoint: str
     lock_end_s: int
     unbonding_wei: Wei
+    account: Address = ZERO_ADDRESS
+    next_node: Address = ZERO_ADDRESS
+    next_from_epoch: int = 0
 
 
 class ValidatorSet(tuple[ValidatorPower, ...]):
@@ -66,7 +69,7 @@ class StakingProxy(Contract):
         super().__init__(rpc, "Staking", address)
 
     async def find_participant(self, node: Address, *, at: BlockRef | None = None) -> Participant | None:
-        """The node's binding and stake, or None when it is not bound."""
+        """The binding and stake of any key that the node ever had, or None when it is not bound."""
         raw = await self.view_one("participant", node, at=at)
         return None if raw["wallet"] == ZERO_ADDRESS else _participant(raw)
 
@@ -88,16 +91,19 @@ class StakingProxy(Contract):
         members = zip(nodes, powers, strict=True)
         return ValidatorSet(ValidatorPower(node, encode_wei(power)) for node, power in members if power)
 
-    async def fetch_snapshot(self, at: BlockRef) -> tuple[SnapshotEntry, ...]:
+    async def fetch_snapshot(self, at: BlockRef, epoch: int = 0) -> tuple[SnapshotEntry, ...]:
         """Every staked node and every hub at a snapshot block as bundles have it; nobody suspended.
 
         A binding is free, so a node with no stake at all takes no room in a bundle: in a result it is
         a node that is not bound.
 
-        `lock_days` is the effective lock: of a compute node the days whose multiplier counts, 0 when
-        the lock is over; of the others, whose multiplier is 1 always, the days they chose.
+        `lock_days` of a compute node is 0 when its lock is over: what a lock multiplies is said by the
+        parameters of the round. A node is named by its key in force in `epoch`, that of the round: the
+        snapshot of an epoch's first round may be a block of the epoch before.
         """
-        return tuple(_snapshot_entry(p) for p in await self.fetch_participants(at=at) if _is_listed(p))
+        found = await self.fetch_participants(at=at)
+        entries = [_snapshot_entry(p, at.timestamp_s, epoch) for p in found if _is_listed(p)]
+        return tuple(sorted(entries, key=lambda entry: int(entry.node, 16)))
 
     async def fetch_current_round(self, *, at: BlockRef | None = None) -> Round:
         return Round(await self.view_one("currentRound", at=at))
@@ -109,7 +115,7 @@ class StakingProxy(Contract):
         self, epoch: int, digest: bytes, signatures: Signatures, *, at: BlockRef | None = None
     ) -> tuple[Wei, Wei]:
         """The power behind signatures over a digest: (signed, total)."""
-        signed, total = await self.view("signedPower", epoch, digest, sort_signatures(signatures), at=at)
+        signed, total = await self.view("signedPower", epoch, digest, pack_signatures(signatures), at=at)
         return Wei(signed), Wei(total)
 
     async def fetch_evidence_used(self, evidence_hash: bytes, *, at: BlockRef | None = None) -> bool:
@@ -119,6 +125,15 @@ class StakingProxy(Contract):
         """Sent by the binding's wallet."""
         fields = (binding.node, binding.wallet, binding.role, binding.nonce, binding.deadline)
         return self.call("bind", fields, node_signature)
+
+    def submit_rotate_key(self, node: Address, following: Binding, following_signature: bytes) -> Call:
+        """Sent by the wallet; the binding is signed by the next key, with a nonce above the account's."""
+        fields = (following.node, following.wallet, following.role, following.nonce, following.deadline)
+        return self.call("rotateKey", node, fields, following_signature)
+
+    def submit_cancel_rotation(self, node: Address) -> Call:
+        """Sent by the wallet, before the rotation is in force."""
+        return self.call("cancelRotation", node)
 
     def submit_approve_wallet(self, node: Address, new_wallet: Address) -> Call:
         return self.call("approveWallet", node, new_wallet)
@@ -154,7 +169,7 @@ class StakingProxy(Contract):
 
     def submit_slash(self, order: Slash, signatures: Signatures) -> Call:
         fields = (order.node, order.bps, order.evidence_hash, order.epoch)
-        return self.call("slash", fields, sort_signatures(signatures))
+        return self.call("slash", fields, pack_signatures(signatures))
 
 
 def _participant(raw: dict[str, object]) -> Participant:
@@ -168,12 +183,14 @@ def _is_listed(participant: Participant) -> bool:
     return staked_wei > 0 or participant.role is ParticipantRole.HUB
 
 
-def _snapshot_entry(participant: Participant) -> SnapshotEntry:
-    days = participant.lock_days
-    if participant.role is ParticipantRole.COMPUTE:
-        days = _DAYS_OF_MULTIPLIER[participant.multiplier_bps]
+def _snapshot_entry(participant: Participant, at_s: int, epoch: int) -> SnapshotEntry:
+    days, node = participant.lock_days, participant.node
+    if participant.next_node != ZERO_ADDRESS and participant.next_from_epoch <= epoch:
+        node = participant.next_node
+    if participant.role is ParticipantRole.COMPUTE and participant.lock_end_s <= at_s:
+        days = 0
     return SnapshotEntry(
-        participant.node,
+        node,
         participant.wallet,
         int(participant.role),
         encode_wei(participant.stake_wei),

@@ -107,6 +107,7 @@ def summary(layout: DevnetLayout, deployment: Deployment) -> dict[str, object]:
             "staking": deployment.staking,
             "distributor": deployment.distributor,
             "vault": deployment.vault,
+            "parameters": deployment.parameters,
         },
         "deployment": str(layout.deployment),
         "round_seconds": deployment.params.round_s,

@@ -41,7 +41,8 @@ class Member:
         return (self.stake_token + 50_000) * WEI_PER_TOKEN
 
 
-HUB = Member("hub", ParticipantRole.HUB)
+HUB = Member("hub", ParticipantRole.HUB, 10_000)
+"""Its stake weighs nothing in rewards: it is what a second seal of a round costs it half of."""
 VALIDATORS = tuple(Member(f"validator-{n}", ParticipantRole.VALIDATOR, 1_000_000, 360) for n in range(1, 5))
 NODES = (
     Member("node-1", ParticipantRole.COMPUTE, 3_000, 180),

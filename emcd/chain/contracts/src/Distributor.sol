@@ -7,20 +7,14 @@ import {MerkleProof} from "@openzeppelin/contracts/utils/cryptography/MerkleProo
 import {EMCToken} from "./EMCToken.sol";
 import {EmissionSchedule} from "./EmissionSchedule.sol";
 import {IStaking} from "./IStaking.sol";
+import {RootChain} from "./RootChain.sol";
 import {RoundClock} from "./RoundClock.sol";
 
 /// @title Rounds on chain: roots by quorum, a delay in which they can be vetoed, claims minted within the schedule.
 /// @dev Invariants: along the publications that are not void, rounds strictly grow, cumulative wei never falls, and
 /// what was published with its fees is within the schedule; what wallets claimed is within the active root's
-/// cumulative wei. The newest publication is `_tip`, each points at the one before: pending ones are at the front.
-contract Distributor is RoundClock, EmissionSchedule, EIP712 {
-    enum RootState {
-        NONE,
-        PENDING,
-        ACTIVE,
-        VOID
-    }
-
+/// cumulative wei.
+contract Distributor is RootChain, EmissionSchedule, EIP712 {
     struct Extraction {
         address wallet;
         address recipient;
@@ -30,31 +24,6 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         uint256 deadline;
     }
 
-    struct Publication {
-        RootState state;
-        bytes32 bundleHash;
-        bytes32 root;
-        uint256 cumulativeWei;
-        uint64 activeAt;
-        address publisher;
-        uint256 feeWei;
-        bool feePaid;
-    }
-
-    /// @dev Rounds in `previous` and below are stored plus one: 0 is none.
-    struct Entry {
-        bytes32 root;
-        bytes32 bundleHash;
-        address publisher;
-        uint96 feeWei;
-        uint96 cumulativeWei;
-        uint64 publishedAt;
-        uint64 previous;
-        bool void;
-        bool feePaid;
-    }
-
-    uint256 public constant MAX_PENDING = 16;
     uint64 public constant MAX_PAUSE_SECONDS = 7 days;
     /// @notice From the longest end of a pause to the next one.
     uint64 public constant PAUSE_COOLDOWN_SECONDS = 28 days;
@@ -68,19 +37,15 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
 
     EMCToken public immutable token;
     IStaking public immutable staking;
-    uint64 public immutable challengeDelayRounds;
-    /// @notice How many rounds after its own a root may be published: its signers' stakes outlast the veto.
+    /// @notice How many rounds after its own a root may be published: what comes later is void for everybody, and its
+    /// signers' stakes outlast the veto.
     uint64 public immutable publishWindowRounds;
     uint256 public immutable publishFeeWei;
     address public immutable guardian;
 
-    uint64 private _last;
-    uint64 private _tip;
-    uint64 public pausedUntil;
     uint64 public pauseAllowedFrom;
     uint256 public totalClaimedWei;
     uint256 public totalFeesPaidWei;
-    mapping(uint64 round => Entry) private _entries;
     mapping(address wallet => uint256) public claimed;
     /// @notice The lowest nonce that an extraction of this wallet may carry.
     mapping(address wallet => uint256) public extractionNonce;
@@ -94,7 +59,6 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         uint256 feeWei,
         uint64 activeAt
     );
-    event RoundVoided(uint64 indexed round, uint64 indexed vetoedRound);
     event Claimed(
         address indexed wallet, address indexed recipient, uint64 indexed round, uint256 amountWei, uint256 cumulativeWei
     );
@@ -132,11 +96,7 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
     error WrongSigner(address signer);
     error NoFee(uint64 round);
 
-    modifier whenNotPaused() {
-        if (block.timestamp < pausedUntil) revert IsPaused(pausedUntil);
-        _;
-    }
-
+    /// @param publishWindowRounds_ with the challenge delay, at most the unbonding
     /// @param guardian_ may pause publishing and claiming; 0: nobody may
     constructor(
         EMCToken token_,
@@ -144,20 +104,22 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         uint64[] memory periodStartRounds,
         uint96[] memory periodWeiPerRoundCeil,
         uint256 publishFeeWei_,
+        uint64 publishWindowRounds_,
         address guardian_
     )
         EIP712("emcd", "1")
         RoundClock(staking_.genesisTime(), staking_.roundSeconds(), staking_.epochRounds())
+        RootChain(staking_.challengeDelayRounds())
         EmissionSchedule(token_.MINTABLE_WEI(), periodStartRounds, periodWeiPerRoundCeil)
     {
         if (
             token_.minter() != address(this) || staking_.token() != address(token_)
-                || publishFeeWei_ > type(uint96).max
+                || publishFeeWei_ > type(uint96).max || publishWindowRounds_ == 0
+                || publishWindowRounds_ > staking_.unbondingRounds() - staking_.challengeDelayRounds()
         ) revert BadConfig();
         token = token_;
         staking = staking_;
-        challengeDelayRounds = staking_.challengeDelayRounds();
-        publishWindowRounds = staking_.unbondingRounds() - staking_.challengeDelayRounds();
+        publishWindowRounds = publishWindowRounds_;
         publishFeeWei = publishFeeWei_;
         guardian = guardian_;
     }
@@ -171,21 +133,20 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         bytes32 bundleHash,
         bytes32 root,
         uint256 cumulativeWei,
-        bytes[] calldata signatures
-    ) external whenNotPaused {
+        bytes calldata signatures
+    ) external {
+        Chain memory chain = _advance();
+        _requireNotPaused(chain);
         uint64 now_ = currentRound();
         if (round >= now_) revert RoundNotOver(round);
         if (now_ - round > publishWindowRounds) revert RoundTooOld(round);
-        if (round < _last) revert RoundNotNewer(round);
+        if (round < chain.last) revert RoundNotNewer(round);
         if (root == bytes32(0)) revert ZeroRoot();
-        _requirePendingRoom();
-        uint256 feeWei = _requireWithinSchedule(round, cumulativeWei);
-        bytes32 digest = _hashTypedDataV4(
-            keccak256(abi.encode(ROUND_ROOT_TYPEHASH, round, bundleHash, root, cumulativeWei))
-        );
-        uint64 epoch = round / epochRounds;
-        staking.freezeSet(epoch);
-        (uint256 signed, uint256 total) = staking.signedPower(epoch, digest, signatures);
+        if (chain.pending == MAX_PENDING) revert TooManyPending();
+        uint256 feeWei = _requireWithinSchedule(chain.tip, round, cumulativeWei);
+        staking.freezeSet(round / epochRounds);
+        bytes32 content = keccak256(abi.encode(ROUND_ROOT_TYPEHASH, round, bundleHash, root, cumulativeWei));
+        (uint256 signed, uint256 total) = _signedPower(round, content, signatures);
         if (signed * 3 <= total * 2) revert NoQuorum(signed, total);
         _entries[round] = Entry({
             root: root,
@@ -193,38 +154,30 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
             publisher: msg.sender,
             feeWei: uint96(feeWei),
             cumulativeWei: uint96(cumulativeWei),
-            publishedAt: uint64(block.timestamp),
-            previous: _tip,
+            publishedAt: uint40(block.timestamp),
+            previous: chain.tip,
+            next: 0,
             void: false,
             feePaid: false
         });
-        _tip = round + 1;
-        _last = round + 1;
-        emit RootPublished(
-            round, msg.sender, bundleHash, root, cumulativeWei, feeWei, _activeAt(uint64(block.timestamp))
-        );
+        uint64 activeAt = _append(chain, uint40(round + 1));
+        emit RootPublished(round, msg.sender, bundleHash, root, cumulativeWei, feeWei, activeAt);
     }
 
     /// @notice Voids a pending root and all published after it, by more than 1/3 of the frozen power of its epoch.
-    function veto(uint64 round, bytes32 bundleHash, bytes32 root, bytes[] calldata signatures) external {
+    function veto(uint64 round, bytes32 bundleHash, bytes32 root, bytes calldata signatures) external {
         Entry storage entry = _entries[round];
         if (entry.root == bytes32(0) || entry.void || _isActive(entry)) revert NotPending(round);
         if (entry.root != root || entry.bundleHash != bundleHash) revert WrongRoot(round);
-        bytes32 digest = _hashTypedDataV4(keccak256(abi.encode(VETO_TYPEHASH, round, bundleHash, root)));
-        (uint256 signed, uint256 total) = staking.signedPower(round / epochRounds, digest, signatures);
+        bytes32 content = keccak256(abi.encode(VETO_TYPEHASH, round, bundleHash, root));
+        (uint256 signed, uint256 total) = _signedPower(round, content, signatures);
         if (signed * 3 <= total) revert NoQuorum(signed, total);
-        uint64 tip = _tip;
-        do {
-            Entry storage last = _entries[tip - 1];
-            last.void = true;
-            emit RoundVoided(tip - 1, round);
-            tip = last.previous;
-        } while (tip > round);
-        _tip = tip;
+        _voidFrom(round);
     }
 
     /// @notice Pays a publisher's fee once its root is active; anyone may call.
-    function payFee(uint64 round) external whenNotPaused {
+    function payFee(uint64 round) external {
+        _requireNotPaused(_chain);
         Entry storage entry = _entries[round];
         if (entry.feeWei == 0 || entry.feePaid || entry.void || !_isActive(entry)) revert NoFee(round);
         entry.feePaid = true;
@@ -288,57 +241,22 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         if (msg.sender != guardian) revert NotGuardian(msg.sender);
         if (durationSeconds == 0 || durationSeconds > MAX_PAUSE_SECONDS) revert BadPause(durationSeconds);
         if (block.timestamp < pauseAllowedFrom) revert PauseTooSoon(pauseAllowedFrom);
-        pausedUntil = uint64(block.timestamp) + durationSeconds;
+        uint64 until = uint64(block.timestamp) + durationSeconds;
+        _chain.pausedUntil = uint40(until);
         pauseAllowedFrom = uint64(block.timestamp) + MAX_PAUSE_SECONDS + PAUSE_COOLDOWN_SECONDS;
-        emit Paused(pausedUntil);
+        emit Paused(until);
     }
 
     function unpause() external {
         if (msg.sender != guardian) revert NotGuardian(msg.sender);
-        pausedUntil = uint64(block.timestamp);
+        _chain.pausedUntil = uint40(block.timestamp);
         emit Unpaused();
     }
 
     // ------------------------------------------------------------------------------------------ views
 
-    /// @notice The newest root that can be claimed from; root 0 when there is none.
-    function activeRoot()
-        external
-        view
-        returns (uint64 round, bytes32 root, bytes32 bundleHash, uint256 cumulativeWei)
-    {
-        uint64 key = _active();
-        if (key == 0) return (0, 0, 0, 0);
-        Entry storage entry = _entries[key - 1];
-        return (key - 1, entry.root, entry.bundleHash, entry.cumulativeWei);
-    }
-
-    function published(uint64 round) external view returns (Publication memory) {
-        Entry storage entry = _entries[round];
-        RootState state = RootState.NONE;
-        if (entry.root != bytes32(0)) {
-            state = entry.void ? RootState.VOID : _isActive(entry) ? RootState.ACTIVE : RootState.PENDING;
-        }
-        return Publication({
-            state: state,
-            bundleHash: entry.bundleHash,
-            root: entry.root,
-            cumulativeWei: entry.cumulativeWei,
-            activeAt: state == RootState.NONE ? 0 : _activeAt(entry.publishedAt),
-            publisher: entry.publisher,
-            feeWei: entry.feeWei,
-            feePaid: entry.feePaid
-        });
-    }
-
-    /// @notice The newest round ever published, void or not.
-    function lastRound() external view returns (bool exists, uint64 round) {
-        return _last == 0 ? (false, 0) : (true, _last - 1);
-    }
-
-    /// @notice The newest publication that is not void: the one that the next builds upon.
-    function tipRound() external view returns (bool exists, uint64 round) {
-        return _tip == 0 ? (false, 0) : (true, _tip - 1);
+    function pausedUntil() external view returns (uint64) {
+        return _chain.pausedUntil;
     }
 
     // ------------------------------------------------------------------------------------------ parts
@@ -349,12 +267,10 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         bytes32[] calldata proof,
         address recipient,
         uint64 throughRound
-    ) private whenNotPaused {
+    ) private {
         if (recipient == address(0)) revert ZeroRecipient();
-        uint64 key = _active();
-        if (key == 0) revert NoActiveRoot();
-        if (key - 1 < throughRound) revert NotSynchronised(key - 1, throughRound);
-        Entry storage entry = _entries[key - 1];
+        uint64 round = _requireActive(throughRound);
+        Entry storage entry = _entries[round];
         bytes32 leaf = keccak256(bytes.concat(keccak256(abi.encode(wallet, cumulativeWei))));
         if (!MerkleProof.verifyCalldata(proof, entry.root, leaf)) revert BadProof();
         uint256 claimedWei = claimed[wallet];
@@ -364,18 +280,34 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         if (totalWei > entry.cumulativeWei) revert BeyondRoot(totalWei, entry.cumulativeWei);
         claimed[wallet] = cumulativeWei;
         totalClaimedWei = totalWei;
-        emit Claimed(wallet, recipient, key - 1, amountWei, cumulativeWei);
+        emit Claimed(wallet, recipient, round, amountWei, cumulativeWei);
         token.mint(recipient, amountWei);
     }
 
+    /// @dev The round of the active root, noted for those who claim next.
+    function _requireActive(uint64 throughRound) private returns (uint64 round) {
+        uint40 known = _chain.active;
+        Chain memory chain = _advance();
+        _requireNotPaused(chain);
+        if (chain.active == 0) revert NoActiveRoot();
+        round = chain.active - 1;
+        if (round < throughRound) revert NotSynchronised(round, throughRound);
+        if (chain.active != known) _chain = chain;
+    }
+
+    /// @dev The power behind signatures over a struct of ours in the set of a round's epoch, and the set's total.
+    function _signedPower(uint64 round, bytes32 content, bytes calldata signatures)
+        private
+        view
+        returns (uint256 signed, uint256 total)
+    {
+        return staking.signedPower(round / epochRounds, _hashTypedDataV4(content), signatures);
+    }
+
     /// @dev Returns the fee that the schedule leaves room for.
-    function _requireWithinSchedule(uint64 round, uint256 cumulativeWei) private view returns (uint256) {
-        uint256 previousWei = 0;
-        uint256 boundWei = scheduledWei(round);
-        if (_tip != 0) {
-            previousWei = _entries[_tip - 1].cumulativeWei;
-            boundWei -= scheduledWei(_tip - 1);
-        }
+    function _requireWithinSchedule(uint64 tip, uint64 round, uint256 cumulativeWei) private view returns (uint256) {
+        uint256 previousWei = tip == 0 ? 0 : _entries[tip - 1].cumulativeWei;
+        uint256 boundWei = _scheduledBetween(tip, round);
         if (cumulativeWei < previousWei) revert CumulativeFell(cumulativeWei, previousWei);
         uint256 growthWei = cumulativeWei - previousWei;
         if (growthWei > boundWei) revert OverSchedule(growthWei, boundWei);
@@ -383,24 +315,7 @@ contract Distributor is RoundClock, EmissionSchedule, EIP712 {
         return publishFeeWei < boundWei - growthWei ? publishFeeWei : boundWei - growthWei;
     }
 
-    function _requirePendingRoom() private view {
-        uint64 key = _tip;
-        for (uint256 pending = 0; key != 0 && !_isActive(_entries[key - 1]); ++pending) {
-            if (pending + 1 == MAX_PENDING) revert TooManyPending();
-            key = _entries[key - 1].previous;
-        }
-    }
-
-    function _active() private view returns (uint64 key) {
-        key = _tip;
-        while (key != 0 && !_isActive(_entries[key - 1])) key = _entries[key - 1].previous;
-    }
-
-    function _isActive(Entry storage entry) private view returns (bool) {
-        return block.timestamp >= _activeAt(entry.publishedAt);
-    }
-
-    function _activeAt(uint64 publishedAt) private view returns (uint64) {
-        return publishedAt + challengeDelayRounds * roundSeconds;
+    function _requireNotPaused(Chain memory chain) private view {
+        if (block.timestamp < chain.pausedUntil) revert IsPaused(chain.pausedUntil);
     }
 }
