@@ -66,6 +66,7 @@ def decode_transaction(raw: bytes, chain_id: int) -> SignedTx:
         raise PoolRefused("transaction type not supported")
     try:
         tx = CancunTransactionBuilder.decode(raw)
+        _require_fields(raw, type_id)
         found_chain = tx.chain_id
         if found_chain != chain_id:
             raise PoolRefused(
@@ -94,6 +95,14 @@ def decode_transaction(raw: bytes, chain_id: int) -> SignedTx:
         max_fee_wei=tx.max_fee_per_gas,
         max_tip_wei=tx.max_priority_fee_per_gas,
     )
+
+
+def _require_fields(raw: bytes, type_id: int) -> None:
+    """The decoder takes an empty list for empty bytes; nobody signed that."""
+    fields = rlp.decode(raw[1:] if type_id else raw)
+    access_list = {1: 7, 2: 8}.get(type_id)
+    if any(isinstance(field, list) != (index == access_list) for index, field in enumerate(fields)):
+        raise PoolRefused("rlp: a list where bytes belong, or bytes for a list")
 
 
 def compute_intrinsic_gas(

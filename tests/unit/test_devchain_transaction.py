@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from eth_account import Account
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from emcd_devchain.fault import PoolRefused
@@ -65,6 +65,7 @@ def test_decode_transaction_garbage_is_refused(bad: bytes) -> None:
         decode_transaction(bad, CHAIN_ID)
 
 
+@example(44, 0xC0)  # the data: an empty list instead of no bytes
 @given(st.integers(0, 110), st.integers(0, 255))
 def test_decode_transaction_one_byte_changed_never_gives_the_same_sender(position: int, value: int) -> None:
     signed = bytearray(sign_raw())
