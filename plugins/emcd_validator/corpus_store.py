@@ -16,7 +16,7 @@ from emcd_validator.corpus import Corpus, decode_leaf, load_corpus, write_corpus
 from emcd_validator.corpus_text import generate_leaves
 
 LOW_SHARE = 4
-"""A corpus of which less than one in four leaves is left runs low."""
+"""A corpus of which less than one in four leaves is left, for even rounds or for odd ones, runs low."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class CorpusStore:
 
 
 def is_low(corpus: Corpus, used: frozenset[bytes]) -> bool:
-    """Whether less than a quarter of the leaves is unused."""
-    left = sum(hashed not in used for hashed in corpus.hashes)
-    return left * LOW_SHARE < len(corpus.hashes)
+    """Whether even or odd rounds have less than a quarter of their share of the leaves left."""
+    left = [0, 0]
+    for hashed in corpus.hashes:
+        left[hashed[-1] % 2] += hashed not in used
+    return min(left) * 2 * LOW_SHARE < len(corpus.hashes)
 
 
 def _random() -> Random:

@@ -186,6 +186,13 @@ def test_corpus_tool_builds_a_corpus_from_texts(tmp_path: Path) -> None:
     assert len(load_corpus(out).leaves) >= 51
 
 
+def test_is_low_when_odd_rounds_alone_have_hardly_a_leaf_left(tmp_path: Path) -> None:
+    corpus = CorpusStore(tmp_path / "v-corpus.jsonl", 120, is_generated=True).ensure()
+    odd = [hashed for hashed in corpus.hashes if hashed[-1] % 2]
+    assert not is_low(corpus, frozenset())
+    assert is_low(corpus, frozenset(odd[1:]))
+
+
 def test_store_generates_once_and_tops_up_what_was_used(tmp_path: Path) -> None:
     store = CorpusStore(tmp_path / "data" / "v-corpus.jsonl", 100, is_generated=True)
     corpus = store.ensure()
