@@ -1,7 +1,7 @@
-"""Blocks: the head, a block by number, and the last block at or before a time.
+"""Blocks: the head, a block by number, a header, and the last block at or before a time.
 
 Invariant: a `BlockRef` is always what one node said of one block; whoever relies on it across
-reorganisations compares hashes.
+reorganisations compares hashes. Timestamps that fall along the chain are refused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from emcd.chain.rpc import Rpc
+from emcd.chain.bloom import Bloom
+from emcd.chain.rpc import Rpc, accuse
 from emcd.errors import RecoverableError
 from emcd.types import Hash
 
@@ -22,6 +23,15 @@ class BlockRef:
     hash: Hash
     timestamp_s: int
     parent_hash: Hash
+
+
+@dataclass(frozen=True)
+class Header:
+    """A block with what proves its contents: its logs' bloom filter and its transactions."""
+
+    ref: BlockRef
+    bloom: Bloom
+    tx_hashes: tuple[Hash, ...]
 
 
 async def fetch_head(rpc: Rpc) -> BlockRef:
@@ -48,8 +58,27 @@ async def fetch_block(rpc: Rpc, number: int) -> BlockRef:
     return block
 
 
+async def fetch_header(rpc: Rpc, number: int) -> Header:
+    """Raises: RecoverableError EMC-1505 when there is no such block."""
+    raw = await rpc.call("eth_getBlockByNumber", hex(number), False)
+    if raw is None:
+        raise RecoverableError("EMC-1505", f"block {number}")
+    ref = parse_block(raw)
+    if ref.number != number:
+        raise RecoverableError("EMC-1507", f"asked for block {number}, got {ref.number}")
+    try:
+        return Header(ref, Bloom.from_hex(raw["logsBloom"]), tuple(read_hash(h) for h in raw["transactions"]))
+    except (TypeError, KeyError, ValueError) as exc:
+        raise RecoverableError("EMC-1507", f"block {number}: {exc}") from exc
+
+
 async def find_block_at(rpc: Rpc, time_s: int, head: BlockRef, first: int = 0) -> BlockRef:
-    """The last block with timestamp <= time_s, by interpolation with bisection behind it.
+    """The last block with timestamp <= time_s. Raises: as `find_boundary` does."""
+    return (await find_boundary(rpc, time_s, head, first))[0]
+
+
+async def find_boundary(rpc: Rpc, time_s: int, head: BlockRef, first: int = 0) -> tuple[BlockRef, BlockRef]:
+    """The last block with timestamp <= time_s and the one after it, by interpolation and bisection.
 
     Timestamps never fall along a chain, but blocks may share one: so the head must be later than
     `time_s` before the answer is decided. About 4 requests on a chain with steady blocks, and never
@@ -59,7 +88,7 @@ async def find_block_at(rpc: Rpc, time_s: int, head: BlockRef, first: int = 0) -
         first: a block known to be old enough, where the search begins.
 
     Raises: RecoverableError EMC-1506 while a block yet to come could be it, EMC-1505 when the chain
-        began later.
+        began later, EMC-1516 when the chain changed meanwhile, EMC-1520 when timestamps fall along it.
     """
     if head.timestamp_s <= time_s:
         raise RecoverableError("EMC-1506", f"{time_s} (the head {head.number} is of {head.timestamp_s})")
@@ -75,13 +104,21 @@ async def find_block_at(rpc: Rpc, time_s: int, head: BlockRef, first: int = 0) -
     while high.number - low.number > 1:
         guess = _guess(low, high, time_s) if interpolate else (low.number + high.number) // 2
         block = await fetch_block(rpc, guess)
+        if not low.timestamp_s <= block.timestamp_s <= high.timestamp_s:
+            what = (
+                f"block {guess} is of {block.timestamp_s}, between {low.timestamp_s} and {high.timestamp_s}"
+            )
+            accuse(rpc, "eth_getBlockByNumber", what)
+            raise RecoverableError("EMC-1520", what)
         span = high.number - low.number
         if block.timestamp_s <= time_s:
             low = block
         else:
             high = block
         interpolate = not interpolate or (high.number - low.number) * 2 <= span
-    return low
+    if high.parent_hash != low.hash:
+        raise RecoverableError("EMC-1516", f"block {high.number} does not follow block {low.number}")
+    return low, high
 
 
 def _guess(low: BlockRef, high: BlockRef, time_s: int) -> int:

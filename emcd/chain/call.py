@@ -52,6 +52,8 @@ class TxReceipt:
     gas_used: int
     contract: Address | None
     logs: tuple[Log, ...]
+    fee_wei: int = 0
+    """What it cost; 0 where the node does not say."""
 
 
 def parse_log(raw: Any) -> Log:
@@ -70,14 +72,16 @@ def parse_log(raw: Any) -> Log:
 def parse_receipt(raw: Any) -> TxReceipt:
     """Raises: KeyError, TypeError, ValueError when it is no receipt."""
     contract = raw.get("contractAddress")
+    gas_used = int(raw["gasUsed"], 16)
     return TxReceipt(
         tx_hash=Hash(_bytes(raw["transactionHash"], 32)),
         block=int(raw["blockNumber"], 16),
         block_hash=Hash(_bytes(raw["blockHash"], 32)),
         succeeded=int(raw["status"], 16) == 1,
-        gas_used=int(raw["gasUsed"], 16),
+        gas_used=gas_used,
         contract=None if contract is None else address_from_bytes(_bytes(contract, 20)),
         logs=tuple(parse_log(log) for log in raw["logs"]),
+        fee_wei=gas_used * int(raw.get("effectiveGasPrice") or "0x0", 16),
     )
 
 

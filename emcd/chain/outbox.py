@@ -3,54 +3,37 @@
 A row goes intent -> nonce -> signed -> sent -> mined -> confirmed, and each arrow is in the store
 before the next step begins. Invariants: one key, one nonce, for ever; bytes are stored before
 they are sent, so after a crash the same bytes go out again; a replacement differs in its fees
-alone; a transaction that a reorganisation threw out is sent again; what is final stays final.
-One outbox per sending key: two would give the same nonce twice.
+alone; a transaction that a reorganisation threw out is sent again, even one that was settled: it
+is looked after for `REORG_BLOCKS` more. One outbox per sending key: two would give the same nonce twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import inf
 
 import trio
 
-from emcd.chain.blocks import BlockRef, fetch_head, find_block
-from emcd.chain.call import Call, TxReceipt
-from emcd.chain.market import fetch_fees
-from emcd.chain.outbox_store import AttemptRow, OutboxRow, OutboxStore
+from emcd.chain.blocks import BlockRef, fetch_block, fetch_head, find_block
+from emcd.chain.call import Call
+from emcd.chain.carrier import Carrier, OutboxPolicy, View
+from emcd.chain.outbox_store import OutboxRow, OutboxStore
 from emcd.chain.outcome import TxOutcome, read_outcome
 from emcd.chain.quantity import ask_quantity
-from emcd.chain.revert import CallReverted, Revert
 from emcd.chain.rpc import Rpc, RpcRefused
-from emcd.chain.sender import explain_failure, find_receipt
-from emcd.chain.tx import (
-    FeePolicy,
-    Fees,
-    TxSigner,
-    TxState,
-    Watch,
-    compute_bump,
-    decide_watch,
-    gas_limit_ceil,
-    sign_transaction,
-)
+from emcd.chain.tx import TxSigner
 from emcd.errors import LocalProtocolError, RecoverableError
-from emcd.types import Address, Hash
+from emcd.types import Address
 
-_LOST_AFTER = 3
-"""Times in a row that a nonce must look used by others: an endpoint that lags shows no receipt."""
+__all__ = ["REORG_BLOCKS", "Outbox", "OutboxPolicy", "TxIntent"]
+
+REORG_BLOCKS = 256
+"""How long after its block a settled transaction is still looked after."""
+IDLE_POLLS = 5
+"""How much less often that is done while nothing else is open."""
 _MAX_FAILURES = 3
 """Each may have cost a whole deadline."""
-_KNOWN = ("already known", "known transaction", "already imported", "alreadyknown")
-
-
-@dataclass(frozen=True)
-class OutboxPolicy:
-    """How deep is final, how often to look, what to pay."""
-
-    confirmations: int = 1
-    poll_s: float = 1.0
-    fees: FeePolicy = field(default_factory=FeePolicy)
 
 
 @dataclass(frozen=True)
@@ -63,16 +46,6 @@ class TxIntent:
     """0: estimated."""
 
 
-@dataclass
-class _Sent:
-    """What this process remembers of a transaction; lost in a crash without harm."""
-
-    sent_at: float = -1e9
-    attempt_at: float = 0.0
-    lost_seen: int = 0
-    underpriced: bool = False
-
-
 class Outbox:
     """The transactions of one key. `problem` is what keeps it from going on, for health and people."""
 
@@ -82,11 +55,10 @@ class Outbox:
         self.address: Address = key.address
         self.problem = ""
         self._rpc = rpc
-        self._chain_id = chain_id
         self._store = store
-        self._key = key
         self._policy = policy or OutboxPolicy()
-        self._memory: dict[str, _Sent] = {}
+        self._carrier = Carrier(rpc, chain_id, store, key, self._policy)
+        self._is_watching = False
         self._work = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
         self._steps = 0
@@ -154,200 +126,65 @@ class Outbox:
             if await self.step():
                 await trio.sleep(self._policy.poll_s)
             else:
-                await self._work.wait()
+                patience = self._policy.poll_s * IDLE_POLLS if self._is_watching else inf
+                with trio.move_on_after(patience):
+                    await self._work.wait()
 
     async def step(self) -> int:
-        """Look at every open transaction once. Returns: how many are open still."""
+        """Look at every open transaction once, and whether the settled ones still stand.
+
+        Returns: how many are open still.
+        """
         rows = await self._store.list_open(self.address)
-        if not rows:
+        settled = await self._store.list_settled(self.address, REORG_BLOCKS)
+        if not rows and not settled:
             self.problem = ""
             return 0
-        self.problem = await self._advance_all(rows)
+        self.problem = await self._advance_all(rows, settled)
         self._steps += 1
         self._changed.unpark_all()
         return len(await self._store.list_open(self.address))
 
-    async def _advance_all(self, rows: Sequence[OutboxRow]) -> str:
+    async def _advance_all(self, rows: Sequence[OutboxRow], settled: Sequence[OutboxRow]) -> str:
         """One step of each. Returns: the last problem. A node that fails often ends the round early."""
         problem, failures = "", 0
         try:
             head = await fetch_head(self._rpc)
-            nonce = await self._confirmed_nonce(head)
+            await self._reopen_lost(settled, head)
+            view = await self._look(rows, head) if rows else None
         except RecoverableError as exc:
+            self._is_watching = True
             return str(exc)
-        for row in rows:
+        except RpcRefused as exc:
+            return exc.message
+        for row in rows if view is not None else ():
+            assert view is not None
             try:
-                problem = await self._advance(row, head, nonce) or problem
+                problem = await self._carrier.advance(row, view) or problem
             except RecoverableError as exc:
                 problem, failures = str(exc), failures + 1
                 if failures == _MAX_FAILURES:
                     break
         return problem
 
-    async def _confirmed_nonce(self, head: BlockRef) -> int:
-        number = max(0, head.number - self._policy.confirmations + 1)
-        return await ask_quantity(self._rpc, "eth_getTransactionCount", self.address, hex(number))
+    async def _look(self, rows: Sequence[OutboxRow], head: BlockRef) -> View:
+        settled = await fetch_block(self._rpc, max(0, head.number - self._policy.confirmations + 1))
+        nonce = await ask_quantity(self._rpc, "eth_getTransactionCount", self.address, hex(settled.number))
+        lowest = min((row.nonce for row in rows if row.nonce is not None), default=0)
+        return View(head, settled, nonce, has_gap=lowest > nonce)
 
-    async def _advance(self, row: OutboxRow, head: BlockRef, chain_nonce: int) -> str:
-        """One step of one transaction. Returns: what keeps it back, or ""."""
-        try:
-            if row.nonce is None:
-                row = await self._assign(row)
-                if TxState(row.state).is_final:
-                    return ""
-            attempts = await self._store.list_attempts(self.address, row.key)
-            if not attempts:
-                return await self._attempt(row, await fetch_fees(self._rpc, self._policy.fees))
-            receipt = await self._find_receipt(row, attempts)
-            if receipt is not None:
-                await self._settle(row, receipt, head)
-                return ""
-            return await self._watch(row, attempts, chain_nonce)
-        except RpcRefused as exc:
-            return f"{row.key}: {exc.message}"
+    async def _reopen_lost(self, settled: Sequence[OutboxRow], head: BlockRef) -> None:
+        """Take back what was settled in blocks that a deep reorganisation replaced, the newest first.
 
-    async def _assign(self, row: OutboxRow) -> OutboxRow:
-        """Estimate, then give the nonce; a call that reverts already now never gets one."""
-        gas = row.gas
-        if not gas:
-            try:
-                estimate = await ask_quantity(
-                    self._rpc, "eth_estimateGas", _call_of(row).params(self.address)
-                )
-            except CallReverted as exc:
-                await self._fail(row, exc.reason, None)
-                failed = await self._store.find(self.address, row.key)
-                assert failed is not None
-                return failed
-            gas = gas_limit_ceil(estimate)
-        nonce = await ask_quantity(self._rpc, "eth_getTransactionCount", self.address, "pending")
-        return await self._store.assign(self.address, row.key, least_nonce=nonce, gas=gas)
-
-    async def _attempt(self, row: OutboxRow, fees: Fees) -> str:
-        """Sign, store, send: in this order."""
-        assert row.nonce is not None
-        tx_hash, raw = sign_transaction(self._key, self._chain_id, row.nonce, _call_of(row), row.gas, fees)
-        await self._store.add_attempt(
-            self.address,
-            row.key,
-            tx_hash=tx_hash,
-            raw=raw,
-            max_fee_wei=fees.max_fee_wei,
-            tip_wei=fees.tip_wei,
-        )
-        memory = self._remember(row.key)
-        memory.attempt_at = trio.current_time()
-        memory.underpriced = False
-        return await self._send(row, raw)
-
-    async def _send(self, row: OutboxRow, raw: bytes) -> str:
-        memory = self._remember(row.key)
-        memory.sent_at = trio.current_time()
-        try:
-            await self._rpc.call("eth_sendRawTransaction", "0x" + raw.hex())
-        except RpcRefused as exc:
-            text = exc.message.lower()
-            if any(known in text for known in _KNOWN) or "nonce too low" in text:
-                return ""
-            memory.underpriced = "underpriced" in text or "less than block base fee" in text
-            return f"{row.key}: {exc.message}"
-        return ""
-
-    async def _watch(self, row: OutboxRow, attempts: Sequence[AttemptRow], chain_nonce: int) -> str:
-        """Nothing mined, or mined no more: wait, resend, pay more, or see the nonce lost."""
-        assert row.nonce is not None
-        if row.state != TxState.READY:
-            await self._store.set_state(self.address, row.key, TxState.READY, detail="reorganised out")
-            return await self._send(row, attempts[-1].raw)
-        memory = self._remember(row.key)
-        now = trio.current_time()
-        watch = decide_watch(
-            nonce=row.nonce,
-            chain_nonce=chain_nonce,
-            since_sent_s=now - memory.sent_at,
-            since_attempt_s=self._policy.fees.bump_after_s if memory.underpriced else now - memory.attempt_at,
-            policy=self._policy.fees,
-        )
-        memory.lost_seen = memory.lost_seen + 1 if watch is Watch.LOST else 0
-        if watch is Watch.LOST and memory.lost_seen >= _LOST_AFTER:
-            await self._store.set_state(
-                self.address,
-                row.key,
-                TxState.REPLACED,
-                detail=f"nonce {row.nonce} was used by another transaction",
-            )
-            self._memory.pop(row.key, None)
-        elif watch is Watch.BUMP:
-            return await self._bump(row, attempts[-1])
-        elif watch is Watch.RESEND:
-            return await self._send(row, attempts[-1].raw)
-        return ""
-
-    async def _bump(self, row: OutboxRow, last: AttemptRow) -> str:
-        policy = self._policy.fees
-        fees = compute_bump(Fees(last.max_fee_wei, last.tip_wei), await fetch_fees(self._rpc, policy), policy)
-        if fees is None:
-            self._remember(row.key).attempt_at = trio.current_time()
-            return await self._send(row, last.raw) or f"{row.key}: the fee ceiling is reached (EMC-1512)"
-        return await self._attempt(row, fees)
-
-    async def _find_receipt(self, row: OutboxRow, attempts: Sequence[AttemptRow]) -> TxReceipt | None:
-        for attempt in reversed(attempts):
-            receipt = await find_receipt(self._rpc, Hash(attempt.tx_hash))
-            if receipt is not None:
-                return receipt
-        return None
-
-    async def _settle(self, row: OutboxRow, receipt: TxReceipt, head: BlockRef) -> None:
-        """Note the block; final when deep enough and its block is the one at that height."""
-        if (row.tx_hash, row.block_hash) != (receipt.tx_hash, receipt.block_hash):
-            await self._store.set_state(
-                self.address,
-                row.key,
-                TxState.MINED,
-                tx_hash=receipt.tx_hash,
-                block=receipt.block,
-                block_hash=receipt.block_hash,
-                gas_used=receipt.gas_used,
-            )
-        if head.number - receipt.block + 1 < self._policy.confirmations:
-            return
-        block = await find_block(self._rpc, receipt.block)
-        if block is None or block.hash != receipt.block_hash:
-            return
-        if not receipt.succeeded:
-            await self._fail(
-                row, await explain_failure(self._rpc, _call_of(row), self.address, receipt), receipt
-            )
-            return
-        await self._store.set_state(
-            self.address,
-            row.key,
-            TxState.CONFIRMED,
-            tx_hash=receipt.tx_hash,
-            block=receipt.block,
-            block_hash=receipt.block_hash,
-            gas_used=receipt.gas_used,
-        )
-        self._memory.pop(row.key, None)
-
-    async def _fail(self, row: OutboxRow, reason: Revert, receipt: TxReceipt | None) -> None:
-        await self._store.set_state(
-            self.address,
-            row.key,
-            TxState.FAILED,
-            tx_hash=None if receipt is None else receipt.tx_hash,
-            block=None if receipt is None else receipt.block,
-            block_hash=None if receipt is None else receipt.block_hash,
-            gas_used=0 if receipt is None else receipt.gas_used,
-            error_name=reason.name,
-            detail=reason.text,
-        )
-        self._memory.pop(row.key, None)
-
-    def _remember(self, key: str) -> _Sent:
-        return self._memory.setdefault(key, _Sent(attempt_at=trio.current_time()))
-
-
-def _call_of(row: OutboxRow) -> Call:
-    return Call(Address(row.to_address), row.data, row.value_wei, row.label)
+        Where a block stands, all before it do.
+        """
+        recent = [row for row in settled if head.number - (row.block or 0) < REORG_BLOCKS]
+        self._is_watching = bool(recent)
+        lost: set[int | None] = set()
+        for row in recent:
+            if row.block is not None and row.block not in lost:
+                block = await find_block(self._rpc, row.block)
+                if block is None or block.hash == row.block_hash:
+                    return
+                lost.add(row.block)
+            await self._store.reopen(self.address, row.key, detail=f"block {row.block} was reorganised out")

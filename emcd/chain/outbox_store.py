@@ -44,6 +44,11 @@ class OutboxRow(Protocol):
     @property
     def gas_used(self) -> int: ...
     @property
+    def fee_wei(self) -> int:
+        """What the mined attempt cost; 0 while unknown."""
+        ...
+
+    @property
     def error_name(self) -> str: ...
     @property
     def detail(self) -> str: ...
@@ -79,6 +84,12 @@ class OutboxStore(Protocol):
         """Rows that are not final, in the order they were added."""
         ...
 
+    async def list_settled(self, sender: str, depth: int) -> Sequence[OutboxRow]:
+        """Final rows that have a nonce and a block, newest block first: those of the sender's last `depth`
+        blocks with such a row in them, counted by number from the newest.
+        """
+        ...
+
     async def assign(self, sender: str, key: str, *, least_nonce: int, gas: int) -> OutboxRow:
         """Give a row its nonce: the least above all that this sender's rows have, not below `least_nonce`.
 
@@ -104,6 +115,17 @@ class OutboxStore(Protocol):
         block: int | None = None,
         block_hash: bytes | None = None,
         gas_used: int = 0,
+        fee_wei: int = 0,
         error_name: str = "",
         detail: str = "",
     ) -> None: ...
+
+    async def reopen(self, sender: str, key: str, *, detail: str) -> None:
+        """Take a final state back, of a row that has a nonce: it becomes "ready" with that nonce."""
+        ...
+
+    async def fetch_promised_wei(self, sender: str, *, within_ms: int, besides: str) -> int:
+        """What the sender's transactions signed within the last `within_ms` have cost, or may cost at most
+        while they are open; the one of the key `besides` is not counted.
+        """
+        ...

@@ -1,4 +1,8 @@
-"""What becomes of a transaction that the outbox took on. Callers match all three."""
+"""What becomes of a transaction that the outbox took on. Callers match all three.
+
+A reorganisation deeper than the confirmations takes an outcome back: the outbox carries the transaction
+on, and asking again gives None until there is an outcome once more.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,12 @@ from emcd.types import Hash
 
 @dataclass(frozen=True)
 class Confirmed:
-    """Mined, successful, and deep enough."""
+    """Mined, successful, and deep enough. `fee_wei` is what it cost; 0 where the node did not say."""
 
     tx_hash: Hash
     block: int
     gas_used: int
+    fee_wei: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def read_outcome(row: OutboxRow) -> TxOutcome | None:
         case TxState.CONFIRMED:
             assert row.tx_hash is not None
             assert row.block is not None
-            return Confirmed(Hash(row.tx_hash), row.block, row.gas_used)
+            return Confirmed(Hash(row.tx_hash), row.block, row.gas_used, row.fee_wei)
         case TxState.FAILED:
             return Failed(row.error_name, row.detail, None if row.tx_hash is None else Hash(row.tx_hash))
         case TxState.REPLACED:

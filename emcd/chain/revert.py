@@ -6,7 +6,7 @@ the bytes are always kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -77,9 +77,23 @@ def decode_revert(data: bytes, message: str = "") -> Revert:
 
 @cache
 def _known_errors() -> dict[bytes, ErrorAbi]:
-    return {
-        selector: error for name in CONTRACT_NAMES for selector, error in load_contract(name).errors.items()
-    }
+    found: dict[bytes, ErrorAbi] = {}
+    for name in CONTRACT_NAMES:
+        for selector, error in load_contract(name).errors.items():
+            found[selector] = _merge(found[selector], error) if selector in found else error
+    return found
+
+
+def _merge(one: ErrorAbi, other: ErrorAbi) -> ErrorAbi:
+    """An error that two contracts declare: an argument that they name differently has its place for a name.
+
+    Which of them refused can't be told from the data, nor from the address: calls are nested.
+    """
+    inputs = tuple(
+        a if a.name == b.name else replace(a, name=str(place))
+        for place, (a, b) in enumerate(zip(one.inputs, other.inputs, strict=True))
+    )
+    return replace(one, inputs=inputs)
 
 
 def _show(value: Any) -> str:

@@ -1,29 +1,41 @@
-"""Ethereum JSON-RPC over `emcd.net`: deadlines, fail-over, a pinned chain id, numbered errors.
+"""Ethereum JSON-RPC over one or more endpoints: deadlines, fail-over, agreement, a pinned chain id.
 
-Invariants: no value is taken from an endpoint whose chain id was not checked; every call ends
-within its deadline; an endpoint that stalls, cuts, lies about the framing or answers for another
-request costs one try. What a node says is material: callers still check hashes and shapes.
+Invariants: no value is taken from an endpoint whose chain id was not checked within the last minute;
+every call ends within its deadline; an endpoint that stalls, cuts, lies about the framing or answers
+for another request costs one try; with `agree` above 1, what decides money (see `agreement`) is given
+only when that many endpoints say the same. What a node says is material: callers check it still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from itertools import count
+from collections import deque
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import msgspec
 import trio
 
+from emcd.chain.agreement import (
+    ABSENT,
+    Answer,
+    Comparison,
+    at_block,
+    compare_how,
+    count_votes,
+    describe_dissent,
+    read_number,
+    read_vote,
+)
+from emcd.chain.asking import HEDGE_S, Asker
 from emcd.chain.endpoint import Endpoint, EndpointPool
-from emcd.chain.revert import CallReverted, decode_revert
-from emcd.errors import EmcdError, FatalError, RecoverableError
-from emcd.net.http_client import Response, request
+from emcd.chain.revert import CallReverted
+from emcd.chain.wire import Post, RpcRefused, Wire, error_from, post_http
+from emcd.errors import RecoverableError
 
-MAX_ANSWER_BYTES = 16 << 20
-_TRY_ELSEWHERE = frozenset((-32005, -32603, -32002, -32001, 429))
-"""Limits and internal errors: another endpoint may do it. Logs are asked for in smaller pieces instead."""
+__all__ = ["CallReverted", "JsonRpc", "Rpc", "RpcRefused", "accuse", "error_from"]
 
-Post = Callable[[str, bytes, float], Awaitable[Response]]
+
+STALE_S = 30.0
+"""A head that has not moved for so long makes us ask the other endpoints for theirs."""
 
 
 class Rpc(Protocol):
@@ -34,142 +46,192 @@ class Rpc(Protocol):
         ...
 
 
-class RpcRefused(EmcdError):
-    """EMC-1503: the node understood and said no; `rpc_code` and `message` are its words."""
-
-    def __init__(self, method: str, rpc_code: int, message: str) -> None:
-        super().__init__("EMC-1503", f"{method}: {message} ({rpc_code})")
-        self.rpc_code = rpc_code
-        self.message = message
-
-
-async def _post(url: str, body: bytes, timeout_s: float) -> Response:
-    return await request(
-        "POST",
-        url,
-        body=body,
-        headers={"content-type": "application/json"},
-        timeout_s=timeout_s,
-        max_bytes=MAX_ANSWER_BYTES,
-    )
-
-
 class JsonRpc:
-    """A chain behind one or more RPC URLs."""
+    """A chain behind one or more RPC URLs; `agree` of them must say the same where it decides money."""
 
     def __init__(
-        self, urls: Sequence[str], chain_id: int, *, timeout_s: float = 10.0, post: Post = _post
+        self,
+        urls: Sequence[str],
+        chain_id: int,
+        *,
+        timeout_s: float = 10.0,
+        agree: int = 1,
+        post: Post = post_http,
     ) -> None:
         self.chain_id = chain_id
+        self.agree = agree
         self._pool = EndpointPool(tuple(urls))
+        if not 1 <= agree <= len(self._pool.endpoints):
+            raise ValueError(f"{len(urls)} endpoints can't agree {agree} times")
         self._timeout_s = timeout_s
-        self._post = post
-        self._ids = count(1)
+        self._asker = Asker(self._pool, Wire(post), chain_id)
+        self._answered: dict[str, Endpoint] = {}
+        self._split = ""
+        self._head = (-1, 0.0)
 
-    async def call(self, method: str, *params: Any) -> Any:
-        """Ask the first endpoint that answers.
-
-        Raises: RecoverableError EMC-1502, RpcRefused EMC-1503, CallReverted EMC-1504,
-            FatalError EMC-1501 (an endpoint is on another chain).
-        Cancellation: the node may have acted on the request.
-        """
-        deadline = trio.current_time() + self._timeout_s
-        endpoints = self._pool.order(trio.current_time())
-        faults = []
-        for position, endpoint in enumerate(endpoints):
-            left = deadline - trio.current_time()
-            if left <= 0:
-                break
-            share = left / (len(endpoints) - position)
-            try:
-                await self._verify(endpoint, share)
-                result = await self._ask(endpoint, method, params, share)
-            except RecoverableError as exc:
-                self._pool.failed(endpoint, trio.current_time(), exc.detail)
-                faults.append(exc.detail)
-                continue
-            self._pool.succeeded(endpoint)
-            return result
-        raise RecoverableError("EMC-1502", f"{method}: {'; '.join(faults) or 'deadline passed'}")
-
-    async def require_chain_id(self) -> None:
-        """Check every endpoint that answers. Raises: FatalError EMC-1501, RecoverableError EMC-1502."""
-        answered = 0
-        for endpoint in self._pool.endpoints:
-            try:
-                await self._verify(endpoint, self._timeout_s)
-                answered += 1
-            except RecoverableError as exc:
-                self._pool.failed(endpoint, trio.current_time(), exc.detail)
-        if not answered:
-            raise RecoverableError("EMC-1502", "; ".join(e.last_error for e in self._pool.endpoints))
+    @property
+    def problem(self) -> str:
+        """Endpoints that disagree, or were caught in an untrue answer; "" when all is well."""
+        return "; ".join(text for text in (self._split, self._pool.problem) if text)
 
     def list_endpoints(self) -> list[Endpoint]:
         """The endpoints and their last errors, for `emcd doctor`."""
         return list(self._pool.endpoints)
 
-    async def _verify(self, endpoint: Endpoint, timeout_s: float) -> None:
-        if endpoint.verified:
-            return
-        answer = await self._ask(endpoint, "eth_chainId", (), timeout_s)
-        try:
-            found = int(answer, 16)
-        except (TypeError, ValueError):
-            raise RecoverableError("EMC-1507", f"{endpoint.url}: eth_chainId is {answer!r:.60}") from None
-        if found != self.chain_id:
-            raise FatalError(
-                "EMC-1501", f"{endpoint.url} is chain {found}, this network is on {self.chain_id}"
-            )
-        endpoint.verified = True
+    async def call(self, method: str, *params: Any) -> Any:
+        """Ask until one endpoint answers, or until enough of them say the same.
 
-    async def _ask(self, endpoint: Endpoint, method: str, params: Sequence[Any], timeout_s: float) -> Any:
-        request_id = next(self._ids)
-        body = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
-        response = await self._post(endpoint.url, msgspec.json.encode(body), timeout_s)
-        answer = _read_answer(endpoint.url, response, request_id)
-        if "error" in answer and answer["error"] is not None:
-            raise error_from(method, answer["error"])
-        if "result" not in answer:
-            raise RecoverableError("EMC-1507", f"{endpoint.url}: neither result nor error")
-        return answer["result"]
+        Raises: RecoverableError EMC-1502 (none answers, or too few), EMC-1519 (they disagree),
+            RpcRefused EMC-1503, CallReverted EMC-1504, FatalError EMC-1501 (an endpoint is on another
+            chain).
+        Cancellation: the node may have acted on the request.
+        """
+        deadline = trio.current_time() + self._timeout_s
+        if method == "eth_sendRawTransaction":
+            return await self._broadcast(method, params, deadline)
+        how = compare_how(method, params) if self.agree > 1 else Comparison.NONE
+        match how:
+            case Comparison.NONE:
+                answer = (await self._ask_several(method, params, deadline, 1))[0]
+                if self._is_stale(method, params, answer):
+                    answer = await self._find_newest(method, params, deadline) or answer
+                return answer.give()
+            case Comparison.EQUAL:
+                return await self._ask_agreed(method, params, deadline)
+            case Comparison.HEAD:
+                return await self._ask_head(method, params, deadline)
+            case Comparison.LEAST:
+                answers = await self._ask_several(method, params, deadline, self.agree)
+                return hex(min(read_number(method, answer) for answer in answers))
+            case Comparison.STATE_AT_HEAD:
+                head = await self._ask_head("eth_getBlockByNumber", ("latest", False), deadline)
+                return await self._ask_agreed(method, at_block(method, params, head["hash"]), deadline)
 
-
-def _read_answer(url: str, response: Response, request_id: int) -> dict[str, Any]:
-    try:
-        answer = msgspec.json.decode(response.body)
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        raise RecoverableError("EMC-1507", f"{url}: status {response.status}, no JSON") from None
-    if not isinstance(answer, dict) or answer.get("id") != request_id:
-        refused = isinstance(answer, dict) and answer.get("id") is None and "error" in answer
-        text = str(answer["error"])[:200] if refused else "not the answer to our request"
-        raise RecoverableError("EMC-1507", f"{url}: status {response.status}, {text}")
-    return answer
-
-
-def error_from(method: str, error: Any) -> EmcdError:
-    """A node's error object as ours: a revert, a refusal, or a reason to try elsewhere."""
-    if not isinstance(error, dict):
-        return RecoverableError("EMC-1507", f"{method}: error {error!r:.100}")
-    code = error.get("code")
-    code = code if isinstance(code, int) else 0
-    message = str(error.get("message", ""))[:500]
-    data = _revert_data(error.get("data"))
-    if code == 3 or "revert" in message.lower() or (data and method in ("eth_call", "eth_estimateGas")):
-        return CallReverted(decode_revert(data, message), method)
-    if code in _TRY_ELSEWHERE and method != "eth_getLogs":
-        return RecoverableError("EMC-1507", f"{method}: {message} ({code})")
-    return RpcRefused(method, code, message)
-
-
-def _revert_data(data: Any) -> bytes:
-    """Nodes give it as text, as text behind "Reverted ", or in an object."""
-    if isinstance(data, dict):
-        data = data.get("data") or data.get("result")
-    if isinstance(data, str):
-        text = data.removeprefix("Reverted ")
-        if text.startswith("0x"):
+    async def require_chain_id(self) -> None:
+        """Check every endpoint that answers. Raises: FatalError EMC-1501, RecoverableError EMC-1502."""
+        faults = []
+        for endpoint in self._pool.endpoints:
             try:
-                return bytes.fromhex(text[2:])
-            except ValueError:
-                return b""
-    return b""
+                await self._asker.verify(endpoint, self._timeout_s)
+            except RecoverableError as exc:
+                self._asker.failed(endpoint, exc.detail)
+                faults.append(exc.detail)
+        if len(faults) == len(self._pool.endpoints):
+            raise RecoverableError("EMC-1502", "; ".join(faults))
+
+    def accuse(self, method: str, what: str) -> None:
+        """Avoid the endpoint that answered a method last: its answer was found untrue."""
+        endpoint = self._answered.get(method)
+        if endpoint is not None:
+            self._asker.caught(endpoint, what)
+
+    # ------------------------------------------------------------------ asking
+
+    async def _ask_several(
+        self, method: str, params: Sequence[Any], deadline: float, wanted: int
+    ) -> list[Answer]:
+        """Answers of `wanted` endpoints, whatever they say. Raises: RecoverableError EMC-1502."""
+        candidates = deque(self._pool.order(trio.current_time()))
+        heard = await self._asker.gather(method, params, deadline, candidates, wanted)
+        if len(heard.answers) < wanted:
+            raise _too_few(method, len(heard.answers), wanted, heard.faults)
+        self._answered[method] = heard.answers[0].endpoint
+        if self.agree == 1:
+            self._pool.agreed(heard.answers[0].endpoint, trio.current_time())
+        return heard.answers
+
+    def _is_stale(self, method: str, params: Sequence[Any], answer: Answer) -> bool:
+        """Whether the head that this answer gives has stood still or gone back, and others could be asked."""
+        if compare_how(method, params) is not Comparison.HEAD or answer.result is None:
+            return False
+        now = trio.current_time()
+        number = read_number(method, answer)
+        if number > self._head[0]:
+            self._head = number, now
+        is_stale = number < self._head[0] or now - self._head[1] > STALE_S
+        return is_stale and len(self._pool.endpoints) > 1
+
+    async def _find_newest(self, method: str, params: Sequence[Any], deadline: float) -> Answer | None:
+        """The newest head of all endpoints; those behind it are avoided for a while."""
+        soon = min(deadline, trio.current_time() + HEDGE_S)
+        everybody = deque(self._pool.order(trio.current_time()))
+        heard = await self._asker.gather(method, params, soon, everybody, len(everybody))
+        heads = [(read_number(method, a), a) for a in heard.answers if a.result is not None]
+        newest = max((number for number, _ in heads), default=-1)
+        for number, answer in heads:
+            if number < newest:
+                error = f"stands at block {number}, another is at {newest}"
+                self._asker.failed(answer.endpoint, error, rest_s=STALE_S)
+        self._head = newest, trio.current_time()
+        return next((answer for number, answer in heads if number == newest), None)
+
+    async def _ask_agreed(self, method: str, params: Sequence[Any], deadline: float) -> Any:
+        """What `agree` endpoints say; further ones are heard while they differ.
+
+        Raises: RecoverableError EMC-1519 naming who said what, EMC-1502 when too few answer.
+        """
+        now = trio.current_time()
+        suspects = self._pool.list_suspects(now)
+        candidates = deque(e for e in self._pool.order(now) if e not in suspects)
+        candidates.extend(suspects)
+        answers: list[Answer] = []
+        faults: list[str] = []
+        wanted = self.agree
+        while True:
+            heard = await self._asker.gather(method, params, deadline, candidates, wanted)
+            answers += heard.answers
+            faults += heard.faults
+            is_last = not candidates or trio.current_time() >= deadline
+            winner = count_votes(method, answers, self.agree, is_last=is_last)
+            if winner is not None:
+                unheard = deque(endpoint for endpoint in suspects if endpoint in candidates)
+                if unheard:
+                    soon = min(deadline, trio.current_time() + HEDGE_S)
+                    answers += (await self._asker.gather(method, params, soon, unheard, len(unheard))).answers
+                self._judge(method, answers, winner)
+                return winner.give()
+            if is_last:
+                break
+            wanted = 1
+        if len(answers) < self.agree:
+            raise _too_few(method, len(answers), self.agree, faults)
+        dissent = describe_dissent(method, answers)
+        self._split = f"EMC-1519: {dissent}"
+        raise RecoverableError("EMC-1519", dissent)
+
+    def _judge(self, method: str, answers: Sequence[Answer], winner: Answer) -> None:
+        """Hold against those who said otherwise that they did, and believe the others again."""
+        self._split = ""
+        self._answered[method] = winner.endpoint
+        vote = read_vote(method, winner)
+        for answer in answers:
+            match read_vote(method, answer):
+                case said if said == vote:
+                    self._pool.agreed(answer.endpoint, trio.current_time())
+                case said if ABSENT not in (said, vote):
+                    self._asker.caught(answer.endpoint, describe_dissent(method, (answer, winner)))
+
+    async def _ask_head(self, method: str, params: Sequence[Any], deadline: float) -> Any:
+        """The newest block that `agree` endpoints have, and have the same."""
+        answers = await self._ask_several(method, params, deadline, self.agree)
+        number = min(read_number(method, answer) for answer in answers)
+        return await self._ask_agreed(method, (hex(number), *params[1:]), deadline)
+
+    async def _broadcast(self, method: str, params: Sequence[Any], deadline: float) -> Any:
+        """Send a transaction to every endpoint: one that swallows it keeps it from nobody."""
+        heard = await self._asker.broadcast(method, params, deadline)
+        if not heard.answers:
+            raise _too_few(method, 0, 1, heard.faults)
+        taken = [answer for answer in heard.answers if answer.refusal is None]
+        return (taken or heard.answers)[0].give()
+
+
+def accuse(rpc: Rpc, method: str, what: str) -> None:
+    """Tell a client of several endpoints that the last answer to a method was untrue."""
+    if isinstance(rpc, JsonRpc):
+        rpc.accuse(method, what)
+
+
+def _too_few(method: str, found: int, wanted: int, faults: Sequence[str]) -> RecoverableError:
+    many = f"{found} of the {wanted} endpoints that must agree answered; " if wanted > 1 else ""
+    return RecoverableError("EMC-1502", f"{method}: {many}{'; '.join(faults) or 'deadline passed'}")

@@ -39,7 +39,7 @@ async def send_call(
     """
     gas = gas_limit or gas_limit_ceil(await ask_quantity(rpc, "eth_estimateGas", call.params(key.address)))
     nonce = await ask_quantity(rpc, "eth_getTransactionCount", key.address, "pending")
-    fees = await fetch_fees(rpc, policy or FeePolicy())
+    fees = await fetch_fees(rpc, (policy or FeePolicy()).for_gas(gas))
     tx_hash, raw = sign_transaction(key, chain_id, nonce, call, gas, fees)
     await rpc.call("eth_sendRawTransaction", "0x" + raw.hex())
     with trio.move_on_after(timeout_s):

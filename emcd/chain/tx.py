@@ -1,12 +1,13 @@
 """Decisions about a transaction's life: fees, bumps, what to do next. Pure; the time is an argument.
 
-Invariants: a fee never passes its ceiling; a replacement pays at least 12.5 % more on both fees
-(nodes ask for 10); a nonce, once given to a transaction, is never taken from it.
+Invariants: a fee never passes its ceiling; a replacement pays at least 10 % more on both fees, which
+nodes ask for, and 12.5 % where the ceilings leave room; a nonce, once given to a transaction, is never
+taken from it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -15,8 +16,8 @@ from emcd.proto.hashing import keccak
 from emcd.types import Address, Hash
 
 GWEI = 10**9
-BUMP_NUMERATOR, BUMP_DENOMINATOR = 9, 8
-"""12.5 %, rounded up."""
+LEAST_BUMP_BPS = 1_000
+"""Nodes refuse a replacement that pays less than 10 % more."""
 GAS_MARGIN_PER_CENT = 25
 """A contract may take another branch in the block it is mined in than in the estimate's."""
 
@@ -51,13 +52,24 @@ class Fees:
 
 @dataclass(frozen=True)
 class FeePolicy:
-    """The most that an operator is ready to pay, and how patient he is."""
+    """The most that an operator is ready to pay, and how patient he is. Fees are per gas."""
 
     ceiling_wei: int = 500 * GWEI
     tip_ceiling_wei: int = 50 * GWEI
     tip_floor_wei: int = GWEI
+    bump_bps: int = 1_250
     bump_after_s: float = 30.0
     resend_after_s: float = 10.0
+    max_transaction_cost_wei: int = 10**18
+    """Gas limit times fee, of one transaction; 0: no such limit."""
+    max_day_cost_wei: int = 5 * 10**18
+    """The same of all transactions of the last 24 hours, what is spent and what is promised; 0: none."""
+
+    def for_gas(self, gas: int) -> FeePolicy:
+        """The policy for a transaction of this gas limit: its fee ceiling keeps the cost under the limit."""
+        if not self.max_transaction_cost_wei or not gas:
+            return self
+        return replace(self, ceiling_wei=min(self.ceiling_wei, self.max_transaction_cost_wei // gas))
 
 
 def compute_fees(base_fee_wei: int, tip_wei: int, policy: FeePolicy) -> Fees:
@@ -67,16 +79,19 @@ def compute_fees(base_fee_wei: int, tip_wei: int, policy: FeePolicy) -> Fees:
 
 
 def compute_bump(old: Fees, market: Fees, policy: FeePolicy) -> Fees | None:
-    """Fees for a replacement: 12.5 % more or the market's, whichever is more; None at the ceiling."""
-    max_fee = max(_bump_ceil(old.max_fee_wei), market.max_fee_wei)
-    tip = max(_bump_ceil(old.tip_wei), min(market.tip_wei, max_fee))
-    if max_fee > policy.ceiling_wei or tip > policy.tip_ceiling_wei:
-        return None
-    return Fees(max(max_fee, tip), tip)
+    """Fees for a replacement: the policy's step more, or the market's, whichever is more.
+
+    Near a ceiling the step is what is left; None when that is less than nodes accept.
+    """
+    max_fee = min(max(_add_ceil(old.max_fee_wei, policy.bump_bps), market.max_fee_wei), policy.ceiling_wei)
+    tip = max(_add_ceil(old.tip_wei, policy.bump_bps), market.tip_wei)
+    tip = min(tip, policy.tip_ceiling_wei, max_fee)
+    least_fee, least_tip = _add_ceil(old.max_fee_wei, LEAST_BUMP_BPS), _add_ceil(old.tip_wei, LEAST_BUMP_BPS)
+    return Fees(max_fee, tip) if max_fee >= least_fee and tip >= least_tip else None
 
 
-def _bump_ceil(fee_wei: int) -> int:
-    return -(-fee_wei * BUMP_NUMERATOR // BUMP_DENOMINATOR)
+def _add_ceil(fee_wei: int, bps: int) -> int:
+    return -(-fee_wei * (10_000 + bps) // 10_000)
 
 
 def gas_limit_ceil(estimate: int) -> int:
@@ -93,21 +108,34 @@ class Watch(StrEnum):
     LOST = "lost"
 
 
-def decide_watch(
-    *, nonce: int, chain_nonce: int, since_sent_s: float, since_attempt_s: float, policy: FeePolicy
-) -> Watch:
+@dataclass(frozen=True)
+class Waiting:
+    """What is known of a transaction that is in no block."""
+
+    nonce: int
+    chain_nonce: int
+    """The sender's next nonce at a confirmed block: above `nonce` while none of our attempts is mined, it
+    means that somebody else used the nonce."""
+    since_sent_s: float
+    """Since the newest attempt was last sent."""
+    since_attempt_s: float
+    """Since it was signed."""
+    has_had_blocks: bool = True
+    """Whether blocks were made since then that could have taken it."""
+    is_too_low: bool = False
+    """Whether its fee is below the base fee now, or a node called it too low."""
+
+
+def decide_watch(waiting: Waiting, policy: FeePolicy) -> Watch:
     """Whether to wait, send the same bytes again, pay more, or give up.
 
-    Args:
-        chain_nonce: the sender's next nonce at a confirmed block; above `nonce` while none of our
-            attempts is mined means that somebody else used the nonce.
-        since_sent_s: since the newest attempt was last sent; `since_attempt_s`: since it was signed.
+    Paying more helps against a fee that is too low, not against a chain that stands still.
     """
-    if chain_nonce > nonce:
+    if waiting.chain_nonce > waiting.nonce:
         return Watch.LOST
-    if since_attempt_s >= policy.bump_after_s:
+    if waiting.since_attempt_s >= policy.bump_after_s and (waiting.has_had_blocks or waiting.is_too_low):
         return Watch.BUMP
-    return Watch.RESEND if since_sent_s >= policy.resend_after_s else Watch.WAIT
+    return Watch.RESEND if waiting.since_sent_s >= policy.resend_after_s else Watch.WAIT
 
 
 class TxSigner(Protocol):

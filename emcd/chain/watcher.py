@@ -2,13 +2,14 @@
 
 Owns the walk over the blocks. The cursor is saved in the same ledger transaction as the effects of
 the events up to it. Invariants: events come in chain order; nothing from a block that is not
-`confirmations` deep; when the block under a saved cursor has changed, the effects above the last
+`confirmations` deep; near the head, nothing from a range whose headers, filters and receipts do not
+bear its logs out (`log_check`); when the block under a saved cursor has changed, the effects above the last
 block that stands are undone before anything else is applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import trio
 from emcd.chain.abi import DecodeError
 from emcd.chain.blocks import BlockRef, fetch_block, fetch_head, find_block
 from emcd.chain.call import Log, parse_log
+from emcd.chain.log_check import CHECKED_BLOCKS, CHECKED_CHUNK, LogCheck, NumberCheck
 from emcd.chain.proxies.contract import Contract
 from emcd.chain.rpc import Rpc, RpcRefused
 from emcd.errors import RecoverableError
@@ -71,7 +73,12 @@ class Watcher:
         first_block: int,
         confirmations: int,
         poll_s: float,
+        numbered: Mapping[str, NumberCheck] | None = None,
     ) -> None:
+        """
+        Args:
+            numbered: checks of contracts whose events carry a number, by the contract's name here.
+        """
         self.problem = ""
         self._rpc = rpc
         self._sink = sink
@@ -81,6 +88,8 @@ class Watcher:
         self._first_block = first_block
         self._confirmations = confirmations
         self._poll_s = poll_s
+        self._check = LogCheck(rpc, contracts.values())
+        self._numbered = {name: check for name, check in (numbered or {}).items() if name in contracts}
         self._chunk = CHUNK_BLOCKS
         self._position: tuple[int, bytes] | None = None
         self._saved_number = -1
@@ -114,17 +123,22 @@ class Watcher:
         position = await self._require_position()
         applied = 0
         while position[0] < target:
-            first = position[0] + 1
-            last = await fetch_block(self._rpc, min(position[0] + self._chunk, target))
+            is_checked = position[0] >= head.number - CHECKED_BLOCKS
+            size = min(self._chunk, CHECKED_CHUNK) if is_checked else self._chunk
+            last = await fetch_block(self._rpc, min(position[0] + size, target))
             try:
-                events = await self._fetch_events(first, last)
+                logs = await self._fetch_logs(position[0] + 1, last)
             except RpcRefused:
-                if self._chunk == 1:
+                if size == 1:
                     raise
-                self._chunk //= 2
+                self._chunk = size // 2
                 continue
             self._chunk = min(CHUNK_BLOCKS, self._chunk + max(1, self._chunk // 8))
-            await self._require_unchanged(position, last)
+            blocks = await self._check_logs(position, last, logs, is_checked=is_checked)
+            events = [e for e in (self._decode(log, blocks[log.block]) for log in logs) if e is not None]
+            for name, check in self._numbered.items():
+                ours = [(event.name, event.args) for event in events if event.contract == name]
+                await check.require_whole(position, last, ours)
             position = (last.number, last.hash)
             if events or last.number - self._saved_number >= SAVE_EVERY_BLOCKS:
                 await self._sink.apply(events, *position)
@@ -161,15 +175,7 @@ class Watcher:
         block = await fetch_block(self._rpc, cursor[0])
         return block.hash == cursor[1]
 
-    async def _require_unchanged(self, position: tuple[int, bytes], last: BlockRef) -> None:
-        """Both ends must stand after the logs were read, or the logs are of several chains."""
-        for number, block_hash in (position, (last.number, last.hash)):
-            if block_hash:
-                block = await find_block(self._rpc, number)
-                if block is None or block.hash != block_hash:
-                    raise RecoverableError("EMC-1516", f"block {number}")
-
-    async def _fetch_events(self, first: int, last: BlockRef) -> list[ChainEvent]:
+    async def _fetch_logs(self, first: int, last: BlockRef) -> list[Log]:
         wanted = {
             "fromBlock": hex(first),
             "toBlock": hex(last.number),
@@ -181,16 +187,28 @@ class Watcher:
         except (TypeError, KeyError, ValueError) as exc:
             raise RecoverableError("EMC-1507", f"eth_getLogs: {exc}") from exc
         self._require_honest(logs, first, last)
+        return logs
+
+    async def _check_logs(
+        self, position: tuple[int, bytes], last: BlockRef, logs: Sequence[Log], *, is_checked: bool
+    ) -> dict[int, BlockRef]:
+        """The blocks of the logs, which stand, and of which these are the logs, as far as can be told."""
+        if is_checked:
+            return await self._check.require_whole(position, last, logs)
+        await self._require_unchanged(position, last)
         blocks = {number: await fetch_block(self._rpc, number) for number in {log.block for log in logs}}
-        events = []
         for log in logs:
-            block = blocks[log.block]
-            if block.hash != log.block_hash:
+            if blocks[log.block].hash != log.block_hash:
                 raise RecoverableError("EMC-1516", f"block {log.block}")
-            event = self._decode(log, block)
-            if event is not None:
-                events.append(event)
-        return events
+        return blocks
+
+    async def _require_unchanged(self, position: tuple[int, bytes], last: BlockRef) -> None:
+        """Both ends must stand after the logs were read, or the logs are of several chains."""
+        for number, block_hash in (position, (last.number, last.hash)):
+            if block_hash:
+                block = await find_block(self._rpc, number)
+                if block is None or block.hash != block_hash:
+                    raise RecoverableError("EMC-1516", f"block {number}")
 
     def _require_honest(self, logs: Sequence[Log], first: int, last: BlockRef) -> None:
         seen = set()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from emcd.config.fault import Fault
 from emcd.config.value import BAD_ADDRESS, KeyFile, is_loopback, setting
 
+_GWEI = 10**9
 NAME_PATTERN = r"[a-z][a-z0-9-]{0,39}"
 
 
@@ -64,19 +65,65 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class ChainConfig:
-    """[chain]: how the chain is reached."""
+    """[chain]: how the chain is reached, and what may be paid for gas."""
 
     rpc_urls: tuple[str, ...] = setting((), doc="JSON-RPC addresses, tried in order.")
+    agree: int = setting(
+        1,
+        minimum=1,
+        maximum=16,
+        doc="How many of the addresses must give the same blocks, logs and states before they are believed; "
+        "2 is wise with addresses of different operators.",
+    )
     confirmations: int = setting(2, minimum=1, maximum=1000, doc="How deep a block must lie to count.")
     timeout_s: float = setting(10.0, minimum=0.1, maximum=300, doc="How long one request may take.")
     poll_s: float = setting(1.0, minimum=0.05, maximum=300, doc="How often a new block is looked for.")
+    max_fee_per_gas_wei: int = setting(
+        500 * _GWEI, minimum=1, doc="The most that is paid per gas, base fee and tip together (500 gwei)."
+    )
+    max_tip_per_gas_wei: int = setting(
+        50 * _GWEI, minimum=0, doc="The most of it that goes to the block's maker (50 gwei)."
+    )
+    least_tip_per_gas_wei: int = setting(
+        _GWEI, minimum=0, doc="The least that is offered to the block's maker (1 gwei)."
+    )
+    bump_bps: int = setting(
+        1_250,
+        minimum=1_000,
+        maximum=10_000,
+        doc="By how much a replacement of a stuck transaction pays more, in basis points; nodes ask for 1000.",
+    )
+    bump_after_s: float = setting(
+        30.0,
+        minimum=1,
+        maximum=86_400,
+        doc="How long a transaction may wait in no block before it pays more.",
+    )
+    resend_after_s: float = setting(
+        10.0, minimum=0.1, maximum=86_400, doc="How long before the same transaction is sent once more."
+    )
+    max_transaction_cost_wei: int = setting(
+        10**18, minimum=0, doc="The most that the gas of one transaction may cost (1 coin); 0: no limit."
+    )
+    max_day_cost_wei: int = setting(
+        5 * 10**18, minimum=0, doc="The most that a key spends on gas within 24 hours (5 coins); 0: no limit."
+    )
 
     def check(self) -> list[Fault]:
-        return [
+        faults = [
             Fault(f"rpc_urls[{i}]", "expected http://host:port or https://host")
             for i, url in enumerate(self.rpc_urls)
             if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname
         ]
+        if len(set(self.rpc_urls)) < len(self.rpc_urls):
+            faults.append(Fault("rpc_urls", "the same address stands there twice"))
+        if self.rpc_urls and self.agree > len(self.rpc_urls):
+            faults.append(Fault("agree", f"{len(self.rpc_urls)} rpc_urls can't agree {self.agree} times"))
+        if self.max_tip_per_gas_wei > self.max_fee_per_gas_wei:
+            faults.append(Fault("max_tip_per_gas_wei", "is above max_fee_per_gas_wei, which includes it"))
+        if self.least_tip_per_gas_wei > self.max_tip_per_gas_wei:
+            faults.append(Fault("least_tip_per_gas_wei", "is above max_tip_per_gas_wei"))
+        return faults
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Implements the store and sink Protocols of `emcd.chain` without importing it. Every method is one
 durable transaction, and idempotent. Invariants: a key keeps its content and its nonce for ever; two
-rows of one sender never share a nonce; a final state never changes; a cursor is written in the
-transaction that writes the effects of its events.
+rows of one sender never share a nonce; a final state changes by `reopen` alone; a cursor is written in
+the transaction that writes the effects of its events.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class StoredTx:
     block: int | None
     block_hash: bytes | None
     gas_used: int
+    fee_wei: Wei
     error_name: str
     detail: str
 
@@ -88,6 +89,18 @@ class LedgerOutboxStore:
             lambda con: con.execute(
                 f"SELECT * FROM chain_outbox WHERE sender = ? AND state NOT IN {_FINAL} ORDER BY id",
                 (sender,),
+            ).fetchall()
+        )
+        return [_to_tx(row) for row in rows]
+
+    async def list_settled(self, sender: str, depth: int) -> list[StoredTx]:
+        """Final rows with a nonce, of the last `depth` blocks that have one, the newest block first."""
+        rows = await self._ledger.read(
+            lambda con: con.execute(
+                f"SELECT * FROM chain_outbox WHERE sender = ?1 AND state IN {_FINAL} AND nonce IS NOT NULL "
+                f"AND block > (SELECT max(block) FROM chain_outbox WHERE sender = ?1 AND state IN {_FINAL} "
+                "AND nonce IS NOT NULL) - ?2 ORDER BY block DESC, nonce DESC",
+                (sender, depth),
             ).fetchall()
         )
         return [_to_tx(row) for row in rows]
@@ -152,6 +165,7 @@ class LedgerOutboxStore:
         block: int | None = None,
         block_hash: bytes | None = None,
         gas_used: int = 0,
+        fee_wei: int = 0,
         error_name: str = "",
         detail: str = "",
     ) -> None:
@@ -160,12 +174,49 @@ class LedgerOutboxStore:
         def update(con: Connection) -> None:
             con.execute(
                 "UPDATE chain_outbox SET state = ?, tx_hash = ?, block = ?, block_hash = ?, gas_used = ?, "
-                f"error_name = ?, detail = ?, updated_at_ms = {_NOW_MS} "
+                f"fee_wei = ?, error_name = ?, detail = ?, updated_at_ms = {_NOW_MS} "
                 f"WHERE sender = ? AND key = ? AND state NOT IN {_FINAL}",
-                (state, tx_hash, block, block_hash, gas_used, error_name, detail, sender, key),
+                (
+                    state,
+                    tx_hash,
+                    block,
+                    block_hash,
+                    gas_used,
+                    encode_wei(fee_wei) if fee_wei else None,
+                    error_name,
+                    detail,
+                    sender,
+                    key,
+                ),
             )
 
         await self._ledger.write(update)
+
+    async def reopen(self, sender: str, key: str, *, detail: str) -> None:
+        """Take a final state back, of a row that has a nonce; on any other nothing happens."""
+
+        def update(con: Connection) -> None:
+            con.execute(
+                "UPDATE chain_outbox SET state = 'ready', tx_hash = NULL, block = NULL, block_hash = NULL, "
+                "gas_used = 0, fee_wei = NULL, error_name = '', detail = ?, "
+                f"updated_at_ms = {_NOW_MS} "
+                f"WHERE sender = ? AND key = ? AND state IN {_FINAL} AND nonce IS NOT NULL",
+                (detail, sender, key),
+            )
+
+        await self._ledger.write(update)
+
+    async def fetch_promised_wei(self, sender: str, *, within_ms: int, besides: str) -> int:
+        """What was spent, or may be at most, on transactions signed within the last `within_ms`."""
+        rows = await self._ledger.read(
+            lambda con: con.execute(
+                "SELECT o.id, o.gas, o.state, o.fee_wei, max(a.max_fee_wei) AS max_fee_wei "
+                "FROM chain_attempts a JOIN chain_outbox o ON o.id = a.outbox_id "
+                f"WHERE a.signed_at_ms > {_NOW_MS} - ? AND o.sender = ? AND o.key <> ? GROUP BY o.id",
+                (within_ms, sender, besides),
+            ).fetchall()
+        )
+        return sum(_promised_wei(row) for row in rows)
 
 
 class LedgerEventSink:
@@ -247,6 +298,14 @@ def _get_tx(con: Connection, sender: str, key: str) -> StoredTx:
     return found
 
 
+def _promised_wei(row: Row) -> int:
+    if row["fee_wei"] is not None:
+        return decode_wei(row["fee_wei"])
+    if row["state"] == "replaced":
+        return 0
+    return int(row["gas"]) * decode_wei(row["max_fee_wei"])
+
+
 def _to_tx(row: Row) -> StoredTx:
     return StoredTx(
         key=row["key"],
@@ -261,6 +320,7 @@ def _to_tx(row: Row) -> StoredTx:
         block=row["block"],
         block_hash=row["block_hash"],
         gas_used=row["gas_used"],
+        fee_wei=Wei(0) if row["fee_wei"] is None else decode_wei(row["fee_wei"]),
         error_name=row["error_name"],
         detail=row["detail"],
     )

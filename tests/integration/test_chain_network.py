@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from emcd.accounting.reward_tree import RewardTree
@@ -14,10 +15,11 @@ from emcd.chain.abi import load_contract
 from emcd.chain.deploy import DeploymentPlan, deploy_network, encode_constructor
 from emcd.errors import ConfigError, FatalError, RecoverableError
 from emcd.keys import SigningKey
-from emcd.proto.messages import RoundRoot
+from emcd.proto.messages import Binding, RoundRoot
+from emcd.proto.parameters import document_hash, encode_document, make_change, rules_hash, rules_of
 from emcd.proto.params import devnet_params
 from emcd.testing import make_key
-from emcd.types import ParticipantRole
+from emcd.types import ZERO_ADDRESS, ParticipantRole
 from emcd_devchain.genesis import OfflineRpc, prepare_chain
 from tests.support.anvil import Anvil, running_anvil
 from tests.support.devchain import ETHER
@@ -122,6 +124,53 @@ async def test_network_credits_bought_in_the_vault_are_listed(network: LiveNetwo
     assert [d.index for d in await chain.vault.fetch_deposits(1, at=await chain.head())] == [1]
 
 
+async def test_network_parameters_are_the_deployments_and_change_by_quorum(network: LiveNetwork) -> None:
+    chain, deployment = network.chain, network.deployment
+    nodes = [await network.join(name, ParticipantRole.VALIDATOR) for name in VALIDATORS]
+    text = encode_document(deployment.params, deployment.prices)
+    first = await chain.parameters.fetch_version(1)
+    assert (first.document_hash, first.from_epoch) == (document_hash(text), 0)
+    assert first.rules_hash == rules_hash(rules_of(deployment.params))
+    assert await chain.parameters.fetch_rules_at(0) == rules_of(deployment.params)
+    await move_to(network, GENESIS_S + 5)
+
+    changed = msgspec.structs.replace(deployment.params, version=2, validator_set_size=4)
+    text = encode_document(changed, deployment.prices)
+    change = make_change(2, 2, text)
+    signatures = {node.address: node.sign(deployment.parameters_domain, change) for node in nodes[:3]}
+    few = {node.address: signatures[node.address] for node in nodes[:2]}
+    with pytest.raises(CallReverted, match="NoQuorum"):
+        await network.send(HOLDER, chain.parameters.submit_change(change, rules_of(changed), text, few))
+    receipt = await network.send(
+        HOLDER, chain.parameters.submit_change(change, rules_of(changed), text, signatures)
+    )
+    second = await chain.parameters.fetch_version_at(2)
+    assert (second.number, second.block) == (2, receipt.block)
+    assert (await chain.parameters.fetch_version_at(1)).number == 1
+    assert await chain.parameters.fetch_rules_at(2) == rules_of(changed)
+    assert await chain.parameters.fetch_version_count() == 2
+
+
+async def test_network_key_is_rotated_by_its_wallet(network: LiveNetwork) -> None:
+    chain = network.chain
+    node, following = await network.join("v1", ParticipantRole.VALIDATOR), make_key("next key")
+    await move_to(network, GENESIS_S + 5)
+    nonce = await chain.staking.fetch_nonce(node.address) + 1
+    binding = Binding(following.address, HOLDER.address, int(ParticipantRole.VALIDATOR), nonce, 2**40)
+    signature = following.sign(network.deployment.staking_domain, binding)
+    await network.send(HOLDER, chain.staking.submit_rotate_key(node.address, binding, signature))
+    found = await chain.staking.find_participant(following.address)
+    assert found is not None
+    assert (found.node, found.account, found.nonce) == (node.address, node.address, nonce)
+    assert (found.next_node, found.next_from_epoch) == (following.address, 2)
+    power = [(await chain.staking.fetch_validator_set(epoch)).power_of(following.address) for epoch in (1, 2)]
+    assert power == [0, 1_000_000 * ETHER]
+    await network.send(HOLDER, chain.staking.submit_cancel_rotation(node.address))
+    kept = await chain.staking.find_participant(node.address)
+    assert kept is not None
+    assert (kept.next_node, kept.next_from_epoch) == (ZERO_ADDRESS, 0)
+
+
 async def test_views_are_pinned_to_their_block(network: LiveNetwork) -> None:
     chain = network.chain
     before = await chain.head()
@@ -200,7 +249,12 @@ async def test_deploy_by_an_account_that_sends_meanwhile_is_found_out(tmp_path: 
 
 @pytest.mark.parametrize(
     "change",
-    [{"holders": {HOLDER.address: 1}}, {"treasury_bps": 5}, {"treasury": HOLDER.address}],
+    [
+        {"holders": {HOLDER.address: 1}},
+        {"treasury_bps": 5},
+        {"treasury": HOLDER.address},
+        {"params": msgspec.structs.replace(devnet_params(GENESIS_S), validator_set_size=12)},
+    ],
 )
 def test_plan_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     plan: DeploymentPlan = dataclasses.replace(make_plan(), **change)  # type: ignore[arg-type]

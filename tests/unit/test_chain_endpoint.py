@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from emcd.chain.endpoint import MAX_PAUSE_S, EndpointPool
+from emcd.chain.endpoint import (
+    LIE_PAUSE_S,
+    MAX_LIE_PAUSE_S,
+    MAX_PAUSE_S,
+    VERIFY_EVERY_S,
+    EndpointPool,
+)
 
 
 def test_order_healthy_endpoints_keep_the_configs_order() -> None:
@@ -30,16 +36,70 @@ def test_failed_pause_doubles_up_to_the_bound() -> None:
 
 def test_failed_endpoint_must_show_its_chain_again() -> None:
     pool = EndpointPool(("a",))
-    pool.endpoints[0].verified = True
-    pool.failed(pool.endpoints[0], 0.0, "down")
-    assert not pool.endpoints[0].verified
+    pool.endpoints[0].checked_at = 100.0
+    assert not pool.endpoints[0].needs_check(101.0)
+    pool.failed(pool.endpoints[0], 101.0, "down")
+    assert pool.endpoints[0].needs_check(101.0)
 
 
-def test_succeeded_forgets_the_failures() -> None:
+def test_chain_id_is_asked_again_after_a_while() -> None:
+    endpoint = EndpointPool(("a",)).endpoints[0]
+    assert endpoint.needs_check(0.0)
+    endpoint.checked_at = 100.0
+    assert not endpoint.needs_check(100.0 + VERIFY_EVERY_S)
+    assert endpoint.needs_check(100.1 + VERIFY_EVERY_S)
+
+
+def test_answered_forgets_the_failures() -> None:
     pool = EndpointPool(("a", "b"))
     pool.failed(pool.endpoints[0], 0.0, "down")
-    pool.succeeded(pool.endpoints[0])
+    pool.answered(pool.endpoints[0])
     assert [e.url for e in pool.order(0.0)] == ["a", "b"]
+    assert pool.endpoints[0].last_error == ""
+
+
+def test_caught_endpoint_goes_last_for_twice_as_long_each_time() -> None:
+    pool = EndpointPool(("a", "b"))
+    first = pool.endpoints[0]
+    rests = []
+    now = 0.0
+    for _ in range(10):
+        pool.caught(first, now, "said 7")
+        rests.append(first.retry_at - now)
+        now = first.retry_at + 1
+    assert rests[:3] == [LIE_PAUSE_S, 2 * LIE_PAUSE_S, 4 * LIE_PAUSE_S]
+    assert rests[-1] == MAX_LIE_PAUSE_S
+    assert pool.problem == "a: said 7"
+
+
+def test_caught_endpoint_is_believed_again_after_its_rest_only() -> None:
+    pool = EndpointPool(("a", "b"))
+    first = pool.endpoints[0]
+    pool.caught(first, 0.0, "said 7")
+    pool.answered(first)
+    pool.agreed(first, LIE_PAUSE_S - 1)
+    assert [e.url for e in pool.order(1.0)] == ["b", "a"]
+    assert pool.problem and not pool.list_suspects(LIE_PAUSE_S - 1)
+    assert pool.list_suspects(LIE_PAUSE_S) == [first]
+    pool.agreed(first, LIE_PAUSE_S)
+    assert pool.problem == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://mainnet.example/v3/0123secret", "https://mainnet.example"),
+        ("https://user:secret@node.example:8545/?key=secret", "https://node.example:8545"),
+        ("http://[::1]:8545", "http://[::1]:8545"),
+    ],
+)
+def test_shown_url_has_no_key(url: str, shown: str) -> None:
+    assert EndpointPool((url,)).endpoints[0].shown == shown
+
+
+def test_shown_urls_of_one_host_are_numbered() -> None:
+    pool = EndpointPool(("https://one.example/a", "https://one.example/b", "https://two.example"))
+    assert len({e.shown for e in pool.endpoints}) == 3
 
 
 def test_pool_without_urls_is_refused() -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from eth_abi.abi import encode
 
-from emcd.chain.abi import load_contract
-from emcd.chain.revert import decode_revert
+from emcd.chain.abi import ContractAbi, load_contract, parse_contract
+from emcd.chain.revert import _known_errors, decode_revert
 from emcd.chain.rpc import CallReverted, RpcRefused, error_from
 from emcd.errors import RecoverableError
 from emcd.testing import make_key
@@ -71,3 +72,29 @@ def test_call_reverted_names_the_contracts_error() -> None:
     assert isinstance(error, CallReverted)
     assert error.code == "EMC-1504"
     assert error.reason.args == {"node": address}
+
+
+def test_decode_revert_selector_that_contracts_share_gets_no_wrong_argument_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two contracts declare the same error and name its second argument differently."""
+
+    def error(*names: str) -> ContractAbi:
+        inputs = [{"name": name, "type": "uint256"} for name in names]
+        return parse_contract("X", [{"type": "error", "name": "TooLate", "inputs": inputs}])
+
+    contracts = {
+        "one": error("now", "until"),
+        "two": error("now", "deadline"),
+        "three": error("now", "until"),
+    }
+    monkeypatch.setattr("emcd.chain.revert.CONTRACT_NAMES", tuple(contracts))
+    monkeypatch.setattr("emcd.chain.revert.load_contract", contracts.__getitem__)
+    _known_errors.cache_clear()
+    try:
+        selector = next(iter(contracts["one"].errors))
+        reason = decode_revert(selector + encode(["uint256", "uint256"], [5, 7]))
+    finally:
+        _known_errors.cache_clear()
+    assert (reason.name, reason.args) == ("TooLate", {"now": 5, "1": 7})
+    assert reason.text == "TooLate(now=5, 1=7)"

@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 
+from emcd.chain.asking import HEDGE_S
+from emcd.chain.endpoint import MAX_LIE_PAUSE_S, VERIFY_EVERY_S
 from emcd.chain.rpc import JsonRpc, RpcRefused
 from emcd.errors import FatalError, RecoverableError
 from emcd.net.http_client import Response
@@ -124,9 +127,78 @@ async def test_call_refusal_is_not_tried_elsewhere() -> None:
 
     nodes = Nodes(a=refuse, b=good())
     with pytest.raises(RpcRefused) as caught:
-        await rpc(nodes).call("eth_sendRawTransaction", "0x")
+        await rpc(nodes).call("eth_estimateGas", {})
     assert (caught.value.rpc_code, caught.value.code) == (-32000, "EMC-1503")
     assert all(url == "a" for url, _ in nodes.asked)
+
+
+async def test_call_transaction_goes_to_every_node_and_one_that_takes_it_is_enough(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    def refuse(request: dict[str, Any]) -> Any:
+        if request["method"] == "eth_chainId":
+            return good()(request)
+        return {"id": request["id"], "error": {"code": -32000, "message": "nonce too low"}}
+
+    nodes = Nodes(a=refuse, b=good(result="0xhash"), c=lambda request: STALL)
+    started = trio.current_time()
+    assert await rpc(nodes).call("eth_sendRawTransaction", "0x") == "0xhash"
+    assert trio.current_time() - started <= HEDGE_S
+    assert {url for url, method in nodes.asked if method == "eth_sendRawTransaction"} == {"a", "b"}
+    with pytest.raises(RpcRefused):
+        await rpc(Nodes(a=refuse, b=refuse)).call("eth_sendRawTransaction", "0x")
+
+
+async def test_call_chain_id_is_asked_again_every_minute(autojump_clock: trio.testing.MockClock) -> None:
+    nodes = Nodes(a=good())
+    client = rpc(nodes)
+    for _ in range(3):
+        await client.call("eth_blockNumber")
+        await trio.sleep(VERIFY_EVERY_S / 2)
+    await trio.sleep(1)
+    await client.call("eth_blockNumber")
+    assert [method for _, method in nodes.asked].count("eth_chainId") == 2
+
+
+async def test_call_node_that_changes_its_chain_is_avoided_and_named(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    nodes = Nodes(a=good(), b=good(result="0x2"))
+    client = rpc(nodes)
+    await client.require_chain_id()
+    nodes.answers["a"] = good(chain_id=6, result="0x666")
+    await trio.sleep(VERIFY_EVERY_S + 1)
+    assert await client.call("eth_blockNumber") == "0x2"
+    assert client.problem == "a: answers for chain 6"
+    nodes.answers["b"] = nodes.answers["a"]
+    await trio.sleep(VERIFY_EVERY_S + 1)
+    with pytest.raises(RecoverableError) as caught:
+        await client.call("eth_blockNumber")
+    assert caught.value.code == "EMC-1502"
+    nodes.answers["a"] = good()
+    await trio.sleep(2 * MAX_LIE_PAUSE_S)
+    assert await client.call("eth_blockNumber") == "0x1"
+    assert "a: " not in client.problem
+
+
+async def test_call_stalling_node_is_joined_by_the_next_and_goes_last(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    nodes = Nodes(a=lambda request: STALL, b=good(result="0x2"))
+    client = rpc(nodes, timeout_s=30)
+    for expected_s in (HEDGE_S, 0.0):
+        started = trio.current_time()
+        assert await client.call("eth_blockNumber") == "0x2"
+        assert trio.current_time() - started == pytest.approx(expected_s)
+
+
+async def test_message_of_a_failed_node_does_not_show_its_path() -> None:
+    url = "https://node.example/v3/secret"
+    nodes = Nodes(**{url: lambda request: RecoverableError("EMC-1301", f"{url}: refused")})
+    with pytest.raises(RecoverableError) as caught:
+        await rpc(nodes).call("eth_blockNumber")
+    assert "secret" not in str(caught.value)
+    assert "node.example" in str(caught.value)
 
 
 async def test_require_chain_id_checks_every_node_that_answers() -> None:

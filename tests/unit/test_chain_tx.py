@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from eth_account import Account
 from eth_account.typed_transactions import TypedTransaction
@@ -16,6 +18,7 @@ from emcd.chain.tx import (
     FeePolicy,
     Fees,
     TxState,
+    Waiting,
     Watch,
     compute_bump,
     compute_fees,
@@ -66,20 +69,44 @@ def test_compute_bump_above_the_ceiling_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chain_nonce", "sent_s", "attempt_s", "expected"),
+    ("old_gwei", "ceiling_gwei", "expected_gwei"),
+    [(100, 200, 112.5), (100, 112, 112), (100, 110, 110), (100, 109, None)],
+)
+def test_compute_bump_near_the_ceiling_takes_what_is_left_if_nodes_accept_it(
+    old_gwei: int, ceiling_gwei: int, expected_gwei: float | None
+) -> None:
+    policy = FeePolicy(ceiling_wei=ceiling_gwei * GWEI)
+    bumped = compute_bump(Fees(old_gwei * GWEI, GWEI), Fees(GWEI, GWEI), policy)
+    assert (bumped and bumped.max_fee_wei) == (expected_gwei and int(expected_gwei * GWEI))
+
+
+def test_for_gas_keeps_the_cost_of_a_transaction_under_its_limit() -> None:
+    policy = FeePolicy(ceiling_wei=500 * GWEI, max_transaction_cost_wei=10**15)
+    assert policy.for_gas(100_000).ceiling_wei == 10 * GWEI
+    assert policy.for_gas(1_000).ceiling_wei == 500 * GWEI
+    assert FeePolicy(max_transaction_cost_wei=0).for_gas(10**9) == FeePolicy(max_transaction_cost_wei=0)
+
+
+def waiting(**changes: Any) -> Waiting:
+    facts = {"nonce": 5, "chain_nonce": 5, "since_sent_s": 0.0, "since_attempt_s": 0.0, **changes}
+    return Waiting(**facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
     [
-        (5, 0, 0, Watch.WAIT),
-        (5, 10, 0, Watch.RESEND),
-        (5, 10, 30, Watch.BUMP),
-        (4, 0, 29, Watch.WAIT),
-        (6, 10, 30, Watch.LOST),
+        ({}, Watch.WAIT),
+        ({"since_sent_s": 10}, Watch.RESEND),
+        ({"since_sent_s": 10, "since_attempt_s": 30}, Watch.BUMP),
+        ({"since_attempt_s": 29}, Watch.WAIT),
+        ({"since_sent_s": 10, "since_attempt_s": 30, "has_had_blocks": False}, Watch.RESEND),
+        ({"since_attempt_s": 30, "has_had_blocks": False, "is_too_low": True}, Watch.BUMP),
+        ({"chain_nonce": 6, "since_sent_s": 10, "since_attempt_s": 30}, Watch.LOST),
+        ({"chain_nonce": 4}, Watch.WAIT),
     ],
 )
-def test_decide_watch_table(chain_nonce: int, sent_s: float, attempt_s: float, expected: Watch) -> None:
-    decided = decide_watch(
-        nonce=5, chain_nonce=chain_nonce, since_sent_s=sent_s, since_attempt_s=attempt_s, policy=POLICY
-    )
-    assert decided is expected
+def test_decide_watch_table(facts: dict[str, Any], expected: Watch) -> None:
+    assert decide_watch(waiting(**facts), POLICY) is expected
 
 
 def test_gas_limit_ceil_adds_a_quarter() -> None:

@@ -158,3 +158,65 @@ async def test_sink_keeps_the_newest_cursors_only(ledger: Ledger) -> None:
     assert len(cursors) == CURSORS_KEPT
     assert cursors[0][0] == 5
     assert await other.load_cursors() == [(1, hash_of(1))]
+
+
+async def settle(store: LedgerOutboxStore, key: str, block: int, state: str = "confirmed") -> None:
+    await add(store, key)
+    await store.assign(SENDER, key, least_nonce=0, gas=100)
+    await store.set_state(
+        SENDER, key, state, tx_hash=hash_of(block), block=block, block_hash=hash_of(block), fee_wei=7
+    )
+
+
+async def test_list_settled_gives_the_newest_blocks_first_and_no_deeper(ledger: Ledger) -> None:
+    store = LedgerOutboxStore(ledger)
+    for key, block, state in (("a", 10, "confirmed"), ("b", 14, "failed"), ("c", 15, "replaced")):
+        await settle(store, key, block, state)
+    await add(store, "never sent")
+    await store.set_state(SENDER, "never sent", "failed")
+    await add(store, "open")
+    assert [row.key for row in await store.list_settled(SENDER, 6)] == ["c", "b", "a"]
+    assert [row.key for row in await store.list_settled(SENDER, 5)] == ["c", "b"]
+    assert await store.list_settled(OTHER, 5) == []
+
+
+async def test_reopen_takes_a_settled_row_back_with_its_nonce(ledger: Ledger) -> None:
+    store = LedgerOutboxStore(ledger)
+    await settle(store, "a", 10)
+    await store.reopen(SENDER, "a", detail="block 10 was reorganised out")
+    row = await store.find(SENDER, "a")
+    assert row is not None
+    assert (row.state, row.nonce, row.tx_hash, row.block, row.fee_wei) == ("ready", 0, None, None, 0)
+    assert [r.key for r in await store.list_open(SENDER)] == ["a"]
+
+
+async def test_reopen_leaves_open_rows_and_those_without_a_nonce_alone(ledger: Ledger) -> None:
+    store = LedgerOutboxStore(ledger)
+    await add(store, "refused")
+    await store.set_state(SENDER, "refused", "failed", detail="reverts")
+    await add(store, "mined")
+    await store.assign(SENDER, "mined", least_nonce=0, gas=1)
+    await store.set_state(SENDER, "mined", "mined", tx_hash=hash_of(1), block=1, block_hash=hash_of(1))
+    for key, state in (("refused", "failed"), ("mined", "mined")):
+        await store.reopen(SENDER, key, detail="x")
+        row = await store.find(SENDER, key)
+        assert row is not None and row.state == state
+
+
+async def test_fetch_promised_wei_counts_what_was_paid_and_what_may_be(ledger: Ledger) -> None:
+    store = LedgerOutboxStore(ledger)
+    await settle(store, "paid", 10)
+    await settle(store, "lost", 11, "replaced")
+    await ledger.write(lambda con: con.execute("UPDATE chain_outbox SET fee_wei = NULL WHERE key = 'lost'"))
+    await add(store, "open")
+    await store.assign(SENDER, "open", least_nonce=0, gas=100)
+    for number, (key, fee) in enumerate((("paid", 9), ("lost", 9), ("open", 3), ("open", 5))):
+        await store.add_attempt(
+            SENDER, key, tx_hash=hash_of(100 + number), raw=b"", max_fee_wei=fee, tip_wei=1
+        )
+    day_ms = 86_400_000
+    assert await store.fetch_promised_wei(SENDER, within_ms=day_ms, besides="") == 7 + 100 * 5
+    assert await store.fetch_promised_wei(SENDER, within_ms=day_ms, besides="open") == 7
+    assert await store.fetch_promised_wei(OTHER, within_ms=day_ms, besides="") == 0
+    await ledger.write(lambda con: con.execute("UPDATE chain_attempts SET signed_at_ms = 0"))
+    assert await store.fetch_promised_wei(SENDER, within_ms=day_ms, besides="") == 0
