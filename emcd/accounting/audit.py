@@ -2,20 +2,27 @@
 
 Order: the bytes, the header, then the sections in the order of the wire, the results, the issue,
 the totals, the root; last the hash that was expected. Invariants: no bytes make it raise; the
-calls are streamed, never all in memory; nothing is believed that can be recomputed.
+calls are taken group by group, never all in memory; nothing is believed that can be recomputed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emcd.accounting.batch_cover import BatchCover
-from emcd.accounting.call_rule import check_standing, hash_call, require_call
+from emcd.accounting.consequence import (
+    Unequal,
+    UnequalRecord,
+    tell_cumulative,
+    tell_issue,
+    tell_plan,
+    tell_root,
+    tell_status,
+    tell_vote,
+)
 from emcd.accounting.emission import cumulative_wei
 from emcd.accounting.evidence_rule import (
-    require_batch,
     require_commitment,
     require_reveal,
     require_status,
@@ -35,7 +42,7 @@ from emcd.accounting.tally import CallTally
 from emcd.accounting.terms import RoundTerms, make_terms, require_header, require_participant
 from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import BundleHeader
-from emcd.proto.bundle_codec import BundleFault, BundleReader, Section, describe_key
+from emcd.proto.bundle_codec import BundleFault, BundleReader, Section, Source, describe_key
 from emcd.proto.eip712 import Domain
 from emcd.proto.messages import BundleSeal, RoundRoot
 from emcd.proto.signing import recover
@@ -44,17 +51,22 @@ from emcd.types import Address, Hash
 
 @dataclass(frozen=True)
 class Difference:
-    """Where a bundle differs from what it should be: the section, the record and why."""
+    """Where a bundle differs from what it should be: the section, the record and why.
+
+    `effect`: what it would do and to whom, if nobody minded; empty where that can't be known.
+    """
 
     code: str
     section: str
     index: int
     record: str
     detail: str
+    effect: str = ""
 
     def __str__(self) -> str:
         name = f" ({self.record})" if self.record else ""
-        return f"{self.code}: {self.section}[{self.index}]{name}: {self.detail}"
+        effect = f"; {self.effect}" if self.effect else ""
+        return f"{self.code}: {self.section}[{self.index}]{name}: {self.detail}{effect}"
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class AuditOutcome:
     difference: Difference | None
     calls: int = 0
     counted_calls: int = 0
+    vault_micro: int = 0
+    """Of all its calls: what they used of credits bought in the vault."""
 
     @property
     def ok(self) -> bool:
@@ -80,21 +94,29 @@ class AuditOutcome:
         return RoundRoot(self.header.round, self.bundle_hash, self.result.root, self.result.cumulative_wei)
 
 
-def audit_bundle(data: bytes, expected: Expectation | None = None) -> AuditOutcome:
+def audit_bundle(
+    data: Source, expected: Expectation | None = None, progress: Callable[[int, int], None] | None = None
+) -> AuditOutcome:
     """Check every byte, signature and number of a bundle.
 
-    Args: `expected` is what the auditor knows from elsewhere. CPU-bound: run it in a thread.
+    Args: `expected` is what the auditor knows from elsewhere; `progress` is told calls done and calls
+    in all. CPU-bound: run it in a thread, a large bundle in a process of its own.
     """
-    audit = _Audit(expected or Expectation())
+    audit = _Audit(expected or Expectation(), progress)
     try:
         audit.run(data)
-    except BundleFault as fault:
-        place = Difference(fault.code, fault.section.label, fault.index, fault.record, fault.reason)
-        return AuditOutcome(audit.bundle_hash, audit.header, None, place)
     except RemoteProtocolError as exc:
         return AuditOutcome(audit.bundle_hash, audit.header, None, audit.difference(exc))
     tally = audit.tally
-    return AuditOutcome(audit.bundle_hash, audit.header, audit.result, None, tally.calls, tally.counted_calls)
+    return AuditOutcome(
+        audit.bundle_hash,
+        audit.header,
+        audit.result,
+        None,
+        tally.calls,
+        tally.counted_calls,
+        tally.vault_micro,
+    )
 
 
 def check_seal(domain: Domain, hub: Address, index: int, bundle_hash: bytes, signature: bytes) -> bool:
@@ -113,21 +135,28 @@ class _Audit:
     result: RoundResult
     tally: CallTally
 
-    def __init__(self, expected: Expectation) -> None:
+    def __init__(self, expected: Expectation, progress: Callable[[int, int], None] | None) -> None:
         self._expected = expected
+        self._progress = progress
         self._place: tuple[Section, int, str] = (Section.HEADER, 0, "")
+        self._effect = ""
+        """Of a fault of the record at which it stands."""
 
     def difference(self, exc: RemoteProtocolError) -> Difference:
+        if isinstance(exc, BundleFault):
+            effect = exc.effect if isinstance(exc, UnequalRecord) else ""
+            return Difference(exc.code, exc.section.label, exc.index, exc.record, exc.reason, effect)
         section, index, record = self._place
-        return Difference(exc.code, section.label, index, record, exc.detail)
+        effect = exc.effect if isinstance(exc, Unequal) else self._effect
+        return Difference(exc.code, section.label, index, record, exc.detail, effect)
 
-    def run(self, data: bytes) -> None:
+    def run(self, data: Source) -> None:
         self._reader = BundleReader(data)
         self.bundle_hash = self._reader.bundle_hash()
         self.header = header = next(self._walk(Section.HEADER))
         require_header(header)
         require_expected_header(self._expected, header)
-        participants = self._read_participants()
+        participants = self._read_participants(header)
         validators = self._read_validators()
         self._stand_at(Section.HEADER, 0)
         terms = make_terms(header, participants, validators)
@@ -137,7 +166,9 @@ class _Audit:
         reveals = self._read_reveals(terms)
         probes = compute_probe_outcome(terms, reveals, self.tally.probed, online)
         votes = []
+        accused = {item.call_id: item.node for item in probes.accusations}
         for entry in self._walk(Section.VOTES):
+            self._effect = tell_vote(entry.vote.validator, accused.get(entry.vote.call_id))
             require_vote(terms, entry, probes.struck)
             votes.append(entry)
         for _ in self._walk(Section.DEPOSITS):
@@ -145,7 +176,7 @@ class _Audit:
         revealed = frozenset(entry.reveal.validator for entry in reveals)
         evidence = RoundEvidence(participants, totals, self.tally, online, revealed, probes, votes)
         self.result = compute_round_result(terms, evidence)
-        self._check_result(header)
+        self._check_result(header, {entry.node: entry.wallet for entry in participants})
 
     def _walk(self, section: Section) -> Iterator[Any]:
         for index, item in enumerate(self._reader.items(section)):
@@ -155,11 +186,12 @@ class _Audit:
 
     def _stand_at(self, section: Section, index: int, record: str = "") -> None:
         self._place = (section, index, record)
+        self._effect = ""
 
-    def _read_participants(self) -> list[Any]:
+    def _read_participants(self, header: BundleHeader) -> list[Any]:
         wanted, rows = expected_participants(self._expected), []
         for entry in self._walk(Section.PARTICIPANTS):
-            require_participant(entry)
+            require_participant(header.params, entry)
             wanted.require(entry.node, entry)
             rows.append(entry)
         wanted.require_complete()
@@ -190,29 +222,14 @@ class _Audit:
         return totals
 
     def _read_calls(self, terms: RoundTerms) -> None:
-        batches = []
-        for entry in self._walk(Section.BATCHES):
-            require_batch(terms, entry.batch, entry.signature)
-            batches.append(entry)
-        cover = BatchCover(terms, batches)
-        probed = {probe.call_id for entry in self._reader.items(Section.REVEALS) for probe in entry.probes}
-        settled = self._expected.settled_call_ids
-        self.tally = CallTally(terms, probed)
-        for call in self._walk(Section.CALLS):
-            hashes = hash_call(call.forward, call.receipt, call.delivery)
-            require_call(terms, call.forward, call.receipt, call.delivery, hashes)
-            if settled is not None and call.forward.call_id in settled:
-                raise RemoteProtocolError("EMC-1915", "an earlier bundle has paid this call")
-            is_proven = cover.place(call, hashes)
-            standing = check_standing(call.forward, call.receipt, call.delivery, is_proven=is_proven)
-            self.tally.add(call.forward, call.receipt, call.delivery, hashes, standing, is_proven=is_proven)
-        for index, entry in enumerate(batches):
-            self._stand_at(Section.BATCHES, index, describe_key(Section.BATCHES, entry))
-            cover.require_whole(index)
+        from emcd.accounting.call_audit import audit_calls
+
+        self.tally = audit_calls(terms, self._reader, self._expected.settled_call_ids, self._progress)
 
     def _read_statuses(self, terms: RoundTerms) -> frozenset[Address]:
         online = set()
         for entry in self._walk(Section.STATUSES):
+            self._effect = tell_status(entry.status.node)
             require_status(terms, entry)
             online.add(entry.status.node)
         return frozenset(online)
@@ -220,28 +237,29 @@ class _Audit:
     def _read_reveals(self, terms: RoundTerms) -> list[Any]:
         plans = {}
         for entry in self._walk(Section.COMMITMENTS):
+            self._effect = tell_plan(entry.commitment.validator)
             require_commitment(terms, entry)
             plans[entry.commitment.validator] = entry.commitment
         reveals = []
         for entry in self._walk(Section.REVEALS):
+            self._effect = tell_plan(entry.reveal.validator)
             require_reveal(terms, entry, plans)
             reveals.append(entry)
         return reveals
 
-    def _check_result(self, header: BundleHeader) -> None:
-        require_result(self.result, self._walk(Section.RESULTS))
+    def _check_result(self, header: BundleHeader, wallets: Mapping[Address, Address]) -> None:
+        require_result(self.result, self._walk(Section.RESULTS), wallets)
         self._stand_at(Section.HEADER, 0)
-        for code, name, wanted in (
-            ("EMC-1931", "issue_wei", self.result.issue_wei),
-            ("EMC-1932", "cumulative_wei", self.result.cumulative_wei),
+        for code, name, wanted, tell in (
+            ("EMC-1931", "issue_wei", self.result.issue_wei, tell_issue),
+            ("EMC-1932", "cumulative_wei", self.result.cumulative_wei, tell_cumulative),
         ):
             found = int.from_bytes(getattr(header, name), "big")
             if found != wanted:
-                raise RemoteProtocolError(code, f"{name} is {found}, recomputed {wanted}")
+                raise Unequal(code, f"{name} is {found}, recomputed {wanted}", tell(found, wanted))
         if header.root != self.result.root:
-            raise RemoteProtocolError(
-                "EMC-1933", f"the root is 0x{header.root.hex()}, recomputed 0x{self.result.root.hex()}"
-            )
+            detail = f"the root is 0x{header.root.hex()}, recomputed 0x{self.result.root.hex()}"
+            raise Unequal("EMC-1933", detail, tell_root())
         if self._expected.bundle_hash is not None and self.bundle_hash != self._expected.bundle_hash:
             raise RemoteProtocolError(
                 "EMC-1907", f"expected was a bundle of hash 0x{self._expected.bundle_hash.hex()}"

@@ -103,6 +103,10 @@ def _round_fault(terms: RoundTerms, forward: Forward, delivery: Delivery) -> str
         return f"round {delivery.round} is not carried into round {terms.round}"
     if forward.price_version not in terms.prices:
         return f"price table {forward.price_version} is not in the bundle"
+    in_force = terms.price_in_force(forward.started_at_ms)
+    if in_force is None or in_force.version != forward.price_version:
+        named = "none of the bundle's" if in_force is None else f"table {in_force.version}"
+        return f"priced by table {forward.price_version}; when it started, {named} was in force"
     return ""
 
 

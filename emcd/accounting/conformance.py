@@ -85,13 +85,14 @@ def _check_emission(table: Any) -> Iterator[Check]:
 
 
 def _check_settlement(table: Any) -> Iterator[Check]:
+    params = NetworkParams(0)
     for number, case in enumerate(table["cases"]):
         weights = {}
         for row in case["participants"]:
             role = ParticipantRole[row["role"].upper()]
             credits_micro, stake_wei = int(row["credits_micro"]), int(row["stake_wei"])
             weights[_address(row["address"])] = reward_weight(
-                credits_micro, stake_wei, role, row["lock_days"]
+                params, credits_micro, stake_wei, role, row["lock_days"]
             )
         rewards = split_rewards(int(case["issued_wei"]), weights)
         for row in case["participants"]:

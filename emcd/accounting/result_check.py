@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from emcd.accounting.consequence import Unequal, tell_result
 from emcd.accounting.round_result import RoundResult
-from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import ResultEntry
+from emcd.types import Address
 
 CODE = "EMC-1930"
 
 
-def require_result(result: RoundResult, stated: Iterable[ResultEntry]) -> None:
-    """Raises: RemoteProtocolError EMC-1930 at the first entry that differs, is missing or too many."""
+def require_result(
+    result: RoundResult, stated: Iterable[ResultEntry], wallets: Mapping[Address, Address]
+) -> None:
+    """Raises: Unequal EMC-1930 at the first entry that differs, is missing or too many."""
     wanted = {entry.node: entry for entry in result.results}
     for entry in stated:
         own = wanted.pop(entry.node, None)
+        effect = tell_result(entry, own, wallets.get(entry.node)) if own != entry else ""
         if own is None:
-            raise RemoteProtocolError(CODE, "it took no part in the round")
+            raise Unequal(CODE, "it took no part in the round", effect)
         if own != entry:
-            raise RemoteProtocolError(CODE, _describe(own, entry))
+            raise Unequal(CODE, _describe(own, entry), effect)
     if wanted:
-        raise RemoteProtocolError(CODE, f"the result of {next(iter(wanted))} is missing")
+        node, own = next(iter(wanted.items()))
+        raise Unequal(CODE, f"the result of {node} is missing", tell_result(None, own, wallets.get(node)))
 
 
 def _describe(own: ResultEntry, stated: ResultEntry) -> str:

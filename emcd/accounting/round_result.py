@@ -63,7 +63,7 @@ def compute_round_result(terms: RoundTerms, evidence: RoundEvidence) -> RoundRes
     reasons = {node: _reason(terms, evidence, entries.get(node), node, node in struck) for node in nodes}
     weights = {
         node: reward_weight(
-            credits[node], int.from_bytes(entry.stake_wei, "big"), entry.role, entry.lock_days
+            terms.params, credits[node], int.from_bytes(entry.stake_wei, "big"), entry.role, entry.lock_days
         )
         if reasons[node] is Reason.ELIGIBLE
         else 0

@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import msgspec
+
 from emcd.money import BPS
+from emcd.proto.bundle import SnapshotEntry
+from emcd.proto.params import NetworkParams
 from emcd.types import ParticipantRole
 
-COMPUTE_MULTIPLIERS_BPS = ((180, 100_000), (90, 62_000), (30, 27_000), (7, 14_000), (0, BPS))
 WEIGHT_BYTES = 64
 
 
-def multiplier_bps(role: int, lock_days: int) -> int:
+def multiplier_bps(params: NetworkParams, role: int, lock_days: int) -> int:
     """The lock multiplier; a lock between two of the table earns the shorter one's."""
-    if role != ParticipantRole.COMPUTE:
-        return BPS
-    return next(bps for days, bps in COMPUTE_MULTIPLIERS_BPS if lock_days >= days)
+    return params.multiplier_bps(role, lock_days)
 
 
-def is_lock_allowed(role: int, lock_days: int) -> bool:
-    """A compute node's lock is one of the table's."""
-    return role != ParticipantRole.COMPUTE or any(days == lock_days for days, _ in COMPUTE_MULTIPLIERS_BPS)
+def is_lock_known(params: NetworkParams, role: int, lock_days: int) -> bool:
+    """A compute node's lock stands in a snapshot as a row of the table."""
+    return role != ParticipantRole.COMPUTE or any(days == lock_days for days, _ in params.compute_locks)
 
 
-def effective_stake_floor(stake_wei: int, role: int, lock_days: int) -> int:
+def settle_locks(params: NetworkParams, entries: Iterable[SnapshotEntry]) -> tuple[SnapshotEntry, ...]:
+    """A snapshot whose locks are rows of the table in force: one that it lost counts as the next shorter."""
+    return tuple(
+        entry
+        if is_lock_known(params, entry.role, entry.lock_days)
+        else msgspec.structs.replace(
+            entry, lock_days=max(days for days, _ in params.compute_locks if days <= entry.lock_days)
+        )
+        for entry in entries
+    )
+
+
+def effective_stake_floor(params: NetworkParams, stake_wei: int, role: int, lock_days: int) -> int:
     """Stake times multiplier in wei, for people; weights use the exact product."""
-    return stake_wei * multiplier_bps(role, lock_days) // BPS
+    return stake_wei * params.multiplier_bps(role, lock_days) // BPS
 
 
-def reward_weight(credits_micro: int, stake_wei: int, role: int, lock_days: int) -> int:
+def reward_weight(
+    params: NetworkParams, credits_micro: int, stake_wei: int, role: int, lock_days: int
+) -> int:
     """credits_micro * stake_wei * multiplier_bps, exactly."""
-    return credits_micro * stake_wei * multiplier_bps(role, lock_days)
+    return credits_micro * stake_wei * params.multiplier_bps(role, lock_days)
 
 
 def encode_weight(weight: int) -> bytes:

@@ -2,7 +2,8 @@
 
 Owns: the structs of its sections. `proto/bundle_codec.py` turns them into bytes and back.
 Invariants: it holds no prompt and no answer, only their hashes; every section is sorted strictly
-by its key; one content has one byte sequence; amounts in wei are 32 bytes, big-endian.
+by its key; one content has one byte sequence; amounts in wei are 32 bytes, big-endian; what follows
+from something else (who a record's hub is, which records a call's records name) is not in the bytes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class BundleHeader(_Part, frozen=True, array_like=True, forbid_unknown_fields=Tr
     distributor: Address
     params: NetworkParams
     prices: tuple[PriceTable, ...]
+    prices_from: tuple[int, ...]  # the first round in which each of them is in force
     snapshot_block: int
     snapshot_block_hash: bytes
     beacon_block: int
@@ -75,12 +77,20 @@ class Total(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
 class BatchEntry(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A signed batch; `others` are (leaf index, record hash) of records outside this bundle.
 
-    Key: batch.signer, batch.kind, batch.root.
+    Its root is not stated: it follows from the calls that refer to it and from the others. Key: kind,
+    place of the signer among the bundle's nodes (0 for the hub), signed_at_ms, signature.
     """
 
-    batch: RecordBatch
+    signer: Address
+    kind: int
+    count: int
+    signed_at_ms: int
     signature: bytes
     others: tuple[tuple[int, bytes], ...]
+
+    def with_root(self, root: bytes) -> RecordBatch:
+        """What its signer signed, if this is the root."""
+        return RecordBatch(self.signer, self.kind, root, self.count, self.signed_at_ms)
 
 
 class RecordRef(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -174,8 +184,8 @@ class Bundle(_Part, frozen=True, array_like=True, forbid_unknown_fields=True):
     participants: tuple[SnapshotEntry, ...] = ()
     validators: tuple[ValidatorPower, ...] = ()
     totals: tuple[Total, ...] = ()
-    batches: tuple[BatchEntry, ...] = ()
     calls: tuple[CallEntry, ...] = ()
+    batches: tuple[BatchEntry, ...] = ()
     statuses: tuple[StatusEntry, ...] = ()
     commitments: tuple[CommitmentEntry, ...] = ()
     reveals: tuple[RevealEntry, ...] = ()

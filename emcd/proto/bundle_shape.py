@@ -36,18 +36,19 @@ from emcd.proto.params import ModelPrice, NetworkParams, PriceTable
 _Check = Callable[[Any], bool]
 
 _SHAPES: dict[type[msgspec.Struct], str] = {
-    BundleHeader: "uint32 uint63 address uint63 address address struct structs uint63 bytes32 uint63 bytes32"
+    BundleHeader: "uint32 uint63 address uint63 address address struct structs uint63[] uint63 bytes32 uint63 bytes32"
     " previous bytes32 bytes32 bytes32 bytes32",
     NetworkParams: " ".join(
-        "bytes32" if name.endswith("_wei") else "uint63" for name in NetworkParams.__struct_fields__
+        "locks" if name == "compute_locks" else "bytes32" if name.endswith("_wei") else "uint63"
+        for name in NetworkParams.__struct_fields__
     ),
     PriceTable: "uint32 struct prices",
     ModelPrice: "uint63 uint63 uint63",
     SnapshotEntry: "address address uint8 bytes32 uint32 uint63",
     ValidatorPower: "address bytes32",
     Total: "address bytes32",
-    BatchEntry: "struct bytes65 others",
-    RecordRef: "uint32 uint8",
+    BatchEntry: "address uint8 uint16 uint64 bytes65 others",
+    RecordRef: "uint32 uint16",
     CallEntry: "struct optional struct optional optional optional",
     StatusEntry: "struct bytes65",
     CommitmentEntry: "struct bytes65",
@@ -109,6 +110,15 @@ def _is_price_rows(rows: tuple[tuple[str, ModelPrice], ...]) -> bool:
     return names == sorted(set(names)) and all(_is_well_formed(price) for _, price in rows)
 
 
+def _is_locks(rows: tuple[tuple[int, int], ...]) -> bool:
+    days = [item for item, _ in rows]
+    return (
+        days == sorted(set(days))
+        and days[:1] == [0]
+        and all(0 <= number < 1 << 32 for row in rows for number in row)
+    )
+
+
 def _is_other_records(others: tuple[tuple[int, bytes], ...]) -> bool:
     indexes = [index for index, _ in others]
     return (
@@ -128,4 +138,5 @@ _NAMED: dict[str, _Check] = {
     "previous": lambda value: -1 <= value < 1 << 63,
     "prices": _is_price_rows,
     "others": _is_other_records,
+    "locks": _is_locks,
 }

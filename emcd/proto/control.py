@@ -12,7 +12,7 @@ import msgspec
 
 from emcd.errors import RemoteProtocolError
 from emcd.proto.messages import NodeStatus
-from emcd.proto.records import Forward, Receipt, RecordBatch, RecordProof
+from emcd.proto.records import Delivery, Forward, Receipt, RecordBatch, RecordProof
 
 T = TypeVar("T")
 
@@ -55,10 +55,15 @@ class BatchMessage(msgspec.Struct, frozen=True, tag="batch", forbid_unknown_fiel
 
 
 class ProofMessage(msgspec.Struct, frozen=True, tag="proof", forbid_unknown_fields=True):
-    """Hub to node: where the node's forward and delivery records stand in the hub's batches."""
+    """Hub to node: where the node's forward and delivery records stand in the hub's batches.
+
+    `deliveries`: the records themselves where these are deliveries, in the same order, since the
+    node has not seen them and could prove nothing with a hash; else empty.
+    """
 
     record_hashes: tuple[bytes, ...]
     proofs: tuple[RecordProof, ...]
+    deliveries: tuple[Delivery, ...] = ()
 
 
 class NoticeMessage(msgspec.Struct, frozen=True, tag="notice", forbid_unknown_fields=True):

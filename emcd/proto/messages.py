@@ -50,6 +50,19 @@ class Slash(TypedStruct, frozen=True, array_like=True):
     epoch: int
 
 
+class Offence(TypedStruct, frozen=True, array_like=True):
+    """The identity of a deed, never signed: its struct hash is the evidence hash of the `Slash` for it.
+
+    One deed has one identity, whichever of its proofs somebody saw, so that all validators sign the
+    same order and the contract takes it once.
+    """
+
+    eip712: ClassVar = ("uint8", "address", "uint64")
+    kind: int
+    offender: Address
+    round: int
+
+
 class RoundRoot(TypedStruct, frozen=True, array_like=True):
     """A validator's attestation of one round, given once, after its own audit of the bundle."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from emcd.types import Epoch, Round
+from emcd.money import BPS
+from emcd.types import Epoch, ParticipantRole, Round
 
 MAINNET_ROUND_S = 7200
 DEVNET_ROUND_S = 15
@@ -65,6 +66,18 @@ class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     suspension_rounds: int = 3
     strike_window_rounds: int = 12
     beacon_blocks: int = 2
+    hub_minimum_wei: bytes = bytes(32)
+    router_lock_days: int = 180
+    validator_lock_days: int = 360
+    hub_lock_days: int = 0
+    compute_locks: tuple[tuple[int, int], ...] = (
+        (0, BPS),
+        (7, 14_000),
+        (30, 27_000),
+        (90, 62_000),
+        (180, 100_000),
+    )
+    """A compute node's locks, ascending: days and the multiplier in basis points; 0 days come first."""
 
     def round_at(self, at_ms: int) -> Round:
         """The round of a time; negative before genesis."""
@@ -82,6 +95,12 @@ class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
     def epoch_of(self, index: int) -> Epoch:
         return Epoch(index // self.epoch_rounds)
+
+    def multiplier_bps(self, role: int, lock_days: int) -> int:
+        """What a stake is multiplied with; a lock between two of the table earns the shorter one's."""
+        if role != ParticipantRole.COMPUTE:
+            return BPS
+        return next(bps for days, bps in reversed(self.compute_locks) if lock_days >= days)
 
 
 def mainnet_params(genesis_time_s: int) -> NetworkParams:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.expectation import Expectation
-from emcd.accounting.round_close import ClosedRound
 from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle_codec import MAGIC, Section, decode_bundle, encode_bundle
 from emcd.proto.messages import Verdict
 from emcd.proto.records import CallStatus
+from tests.support import second_bundle
 from tests.support import second_implementation as second
-from tests.support.round_world import World
+from tests.support.round_world import SealedBundle, World
 
 
 @cache
-def closed() -> ClosedRound:
+def closed() -> SealedBundle:
     return World(verdicts={"node-2": Verdict.GROSS}).close()
 
 
@@ -68,7 +68,8 @@ def test_round_of_any_shape_passes_its_audit_whatever_the_order_it_came_in(world
     assert (again["root"], again["issue_wei"]) == (result.result.root, result.result.issue_wei)
     assert sum(int.from_bytes(r.reward_wei, "big") for r in result.result.results) == result.result.issue_wei
     assert encode_bundle(decode_bundle(result.data)) == result.data
-    assert second.hash_bundle(result.data) == result.bundle_hash
+    assert second_bundle.write_bundle(second_bundle.read_bundle(result.data)) == result.data
+    assert second_bundle.hash_bundle(result.data) == result.bundle_hash
 
 
 @given(st.binary(max_size=400), st.booleans())
@@ -101,14 +102,35 @@ def test_audit_finds_a_changed_byte_under_a_right_checksum(position: int, flip: 
     assert outcome.difference is not None
 
 
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 10**9), st.integers(0, 255), st.integers(0, 14))
+def test_bundle_that_decodes_encodes_to_the_same_bytes(position: int, value: int, kind: int) -> None:
+    """No second encoding: a byte changed under a right checksum is another content, or none."""
+    data = bytearray(closed().data)
+    spans = _spans(bytes(data))
+    chosen = Section(kind) if kind < len(Section) else Section.CALLS if kind % 2 else Section.BATCHES
+    of_kind = [span for span in spans if span[0] is chosen] or spans
+    _, start, end = of_kind[position % len(of_kind)]
+    data[start + position // len(of_kind) % (end - start)] = value
+    data[start - 4 : start] = crc32(data[start:end]).to_bytes(4, "big")
+    try:
+        bundle = decode_bundle(bytes(data))
+    except RemoteProtocolError as exc:
+        assert exc.code in ("EMC-1901", "EMC-1902", "EMC-1904", "EMC-1912")
+        return
+
+    assert encode_bundle(bundle) == bytes(data)
+
+
 @given(st.binary(max_size=600), st.sampled_from(Section))
 def test_decode_survives_garbage_records(raw: bytes, section: Section) -> None:
     data = MAGIC
     for item in Section:
         if item is section:
-            data += (1).to_bytes(4, "big") + len(raw).to_bytes(4, "big") + crc32(raw).to_bytes(4, "big") + raw
+            data += (1).to_bytes(4, "big") + (len(raw) + 8).to_bytes(8, "big")
+            data += len(raw).to_bytes(4, "big") + crc32(raw).to_bytes(4, "big") + raw
         else:
-            data += bytes(4)
+            data += bytes(12)
     with pytest.raises(RemoteProtocolError) as caught:
         decode_bundle(data)
     assert caught.value.code in ("EMC-1901", "EMC-1902", "EMC-1903")
@@ -117,9 +139,9 @@ def test_decode_survives_garbage_records(raw: bytes, section: Section) -> None:
 def _spans(data: bytes) -> list[tuple[Section, int, int]]:
     spans, at = [], len(MAGIC)
     for section in Section:
-        count = int.from_bytes(data[at : at + 4], "big")
-        at += 4
-        for _ in range(count):
+        end = at + 12 + int.from_bytes(data[at + 4 : at + 12], "big")
+        at += 12
+        while at < end:
             length = int.from_bytes(data[at : at + 4], "big")
             spans.append((section, at + 8, at + 8 + length))
             at += 8 + length

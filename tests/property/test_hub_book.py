@@ -18,7 +18,8 @@ class BookMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.put_in = 0
+        self.put_in = Charge(0, 0)
+        self.undone = 0
         self.charged = Charge(0, 0)
         self.open: list[Reservation] = []
 
@@ -27,7 +28,7 @@ class BookMachine(RuleBasedStateMachine):
         self.book = AccountBook(use_first=first, max_calls=20)  # type: ignore[arg-type]
         self.account = self.book.load("a", granted, vault)
         self.first = first
-        self.put_in = granted + vault
+        self.put_in = Charge(granted, vault)
 
     @rule(target=reservations, wanted=AMOUNT, least=AMOUNT)
     def reserve(self, wanted: int, least: int) -> Reservation | None:
@@ -51,14 +52,16 @@ class BookMachine(RuleBasedStateMachine):
     def settle(self, held: Reservation | None, share: float) -> None:
         if held is None or not held.open:
             return
-        granted, vault = self.account.granted_micro, self.account.vault_micro
+        granted, usable = self.account.granted_micro, self.account.usable_vault_micro
         wanted = int(held.amount_micro * share)
         charge = self.book.settle(held, wanted)
         assert charge.total_micro == wanted
         if self.first == "granted":
             assert charge.vault_micro == 0 or charge.granted_micro == granted
         else:
-            assert charge.granted_micro == 0 or charge.vault_micro == vault
+            assert charge.granted_micro == 0 or charge.vault_micro >= usable
+        if granted + usable >= wanted:
+            assert charge.vault_micro <= usable
         self.charged = Charge(
             self.charged.granted_micro + charge.granted_micro, self.charged.vault_micro + charge.vault_micro
         )
@@ -74,11 +77,12 @@ class BookMachine(RuleBasedStateMachine):
     @rule(granted=AMOUNT, vault=AMOUNT)
     def credit(self, granted: int, vault: int) -> None:
         self.book.credit("a", granted, vault)
-        self.put_in += granted + vault
+        self.put_in = Charge(self.put_in.granted_micro + granted, self.put_in.vault_micro + vault)
 
     @rule(amount=AMOUNT)
     def undo_purchase(self, amount: int) -> None:
-        self.put_in -= self.book.debit_vault("a", amount)
+        self.book.undo_vault("a", amount)
+        self.undone += amount
 
     @invariant()
     def nothing_is_overdrawn_and_nothing_is_lost(self) -> None:
@@ -91,10 +95,15 @@ class BookMachine(RuleBasedStateMachine):
             0
             <= account.reserved_micro
             == sum(item.amount_micro for item in self.open)
-            <= account.balance_micro
+            <= account.granted_micro + account.vault_micro
         )
         assert account.calls == len(self.open)
-        assert account.balance_micro == self.put_in - self.charged.total_micro
+        assert account.granted_micro == self.put_in.granted_micro - self.charged.granted_micro
+        net_micro = self.put_in.vault_micro - self.undone - self.charged.vault_micro
+        assert account.usable_vault_micro - account.debt_micro == net_micro
+        assert account.free_micro == max(
+            0, account.granted_micro + max(0, net_micro) - account.reserved_micro
+        )
 
 
 BookMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

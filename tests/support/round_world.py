@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -25,6 +27,7 @@ from emcd.accounting.round_close import (
 from emcd.money import WEI_PER_TOKEN, encode_wei
 from emcd.proto.address import address_bytes, address_of_key
 from emcd.proto.bundle import (
+    Bundle,
     CommitmentEntry,
     DepositEntry,
     ProbeResult,
@@ -34,6 +37,7 @@ from emcd.proto.bundle import (
     ValidatorPower,
     VoteEntry,
 )
+from emcd.proto.bundle_codec import decode_bundle
 from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import NodeStatus, PlanCommitment, Reveal, Verdict, Vote
@@ -67,6 +71,29 @@ def address_of(name: str) -> Address:
 
 STAKING = address_of("staking contract")
 DISTRIBUTOR = address_of("distributor contract")
+
+
+@dataclass(frozen=True)
+class SealedBundle:
+    """A closed round with its bytes; what `ClosedRound` has, this has too."""
+
+    closed: ClosedRound
+    data: bytes
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        return decode_bundle(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.closed, name)
+
+
+def close_to_bytes(facts: RoundFacts, evidence: Evidence, **options: Any) -> SealedBundle:
+    """Close a round in memory; the calls may come in any order."""
+    out = BytesIO()
+    calls = sorted(evidence.calls, key=lambda call: call.forward.call_id)
+    closed = close_round(facts, replace(evidence, calls=calls), out, **options)
+    return SealedBundle(closed, out.getvalue())
 
 
 @dataclass
@@ -191,6 +218,7 @@ class World:
             ),
         )
         finished = started_at_ms + 50
+        is_streamed = self._call_number % 2 or receipt is None
         charge = (
             charge_call_ceil(price_of(self.prices, forward.model_hash), *tokens) if status.is_success else 0
         )
@@ -199,7 +227,7 @@ class World:
             Delivery(
                 forward.struct_hash(),
                 ZERO_HASH if receipt is None else receipt.struct_hash(),
-                keccak(b"body" + number),
+                keccak(b"body" + number) if is_streamed else receipt.response_hash,
                 status,
                 charge,
                 charge if from_vault else 0,
@@ -329,9 +357,12 @@ class World:
             deposits=self.deposits(),
         )
 
-    def close(self, facts: dict[str, Any] | None = None, **evidence: Any) -> ClosedRound:
+    def close(self, facts: dict[str, Any] | None = None, **evidence: Any) -> SealedBundle:
         """Close the round; `facts` and the keywords replace parts of what would go in."""
-        return close_round(replace(self.facts, **(facts or {})), replace(self.evidence(), **evidence))
+        progress = evidence.pop("progress", None)
+        return close_to_bytes(
+            replace(self.facts, **(facts or {})), replace(self.evidence(), **evidence), progress=progress
+        )
 
 
 def edited(struct: Any, **changes: Any) -> Any:

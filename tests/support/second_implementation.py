@@ -1,14 +1,12 @@
 """The protocol a second time, from its documents, sharing no code with `emcd`.
 
 Signatures go through eth-account's `encode_typed_data` with type strings written out here; trees
-follow OpenZeppelin's documented algorithm by recursion; bundles are read by a msgpack reader of
-forty lines; emission and rewards are plain fractions. Tests compare it with the real thing.
+follow OpenZeppelin's documented algorithm by recursion; emission and rewards are plain fractions.
+Bundles are in `second_bundle.py`. Tests compare it with the real thing.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -28,6 +26,7 @@ TYPES = {
     "RecordBatch": "address signer,uint8 kind,bytes32 root,uint32 count,uint64 signedAtMs",
     "Binding": "address node,address wallet,uint8 role,uint256 nonce,uint256 deadline",
     "Slash": "address node,uint16 bps,bytes32 evidenceHash,uint64 epoch",
+    "Offence": "uint8 kind,address offender,uint64 round",
     "RoundRoot": "uint64 round,bytes32 bundleHash,bytes32 root,uint256 cumulativeWei",
     "Veto": "uint64 round,bytes32 bundleHash,bytes32 root",
     "Extraction": "address wallet,address recipient,uint64 throughRound,bool submit,uint256 nonce,"
@@ -43,11 +42,6 @@ TYPES = {
     "Vote": "address validator,uint64 round,bytes16 callId,bytes32 receiptHash,uint8 verdict,"
     "uint64 statisticE12",
 }
-BUNDLE_SECTIONS = (
-    "header", "participants", "validators", "totals", "batches", "calls",
-    "statuses", "commitments", "reveals", "votes", "deposits", "results",
-)  # fmt: skip
-BUNDLE_MAGIC = b"EMCDBDL1"
 
 
 # ------------------------------------------------------------------------------------ EIP-712
@@ -113,78 +107,6 @@ def standard_root(values: Mapping[Any, int]) -> bytes:
     return tree_root(sorted(standard_leaf(address, amount) for address, amount in values.items()))
 
 
-# ------------------------------------------------------------------------------------ bundle
-
-
-def read_msgpack(data: bytes, at: int = 0) -> tuple[Any, int]:
-    """One msgpack value and where it ends; the kinds that a bundle has."""
-    tag = data[at]
-    at += 1
-    if tag <= 0x7F:
-        return tag, at
-    if tag >= 0xE0:
-        return tag - 256, at
-    if tag == 0xC0:
-        return None, at
-    if tag in (0xC2, 0xC3):
-        return tag == 0xC3, at
-    if tag in (0xCC, 0xCD, 0xCE, 0xCF):
-        size = 1 << (tag - 0xCC)
-        return int.from_bytes(data[at : at + size], "big"), at + size
-    if 0xA0 <= tag <= 0xBF:
-        return data[at : at + tag - 0xA0].decode(), at + tag - 0xA0
-    if 0x90 <= tag <= 0x9F:
-        return _read_items(data, at, tag - 0x90)
-    size = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4}[tag]
-    length = int.from_bytes(data[at : at + size], "big")
-    at += size
-    if tag in (0xDC, 0xDD):
-        return _read_items(data, at, length)
-    raw = data[at : at + length]
-    return (raw if tag <= 0xC6 else raw.decode()), at + length
-
-
-def _read_items(data: bytes, at: int, count: int) -> tuple[list[Any], int]:
-    items = []
-    for _ in range(count):
-        item, at = read_msgpack(data, at)
-        items.append(item)
-    return items, at
-
-
-def read_bundle(data: bytes) -> dict[str, list[Any]]:
-    """The sections of a bundle as plain lists."""
-    assert data[:8] == BUNDLE_MAGIC
-    sections: dict[str, list[Any]] = {}
-    at = 8
-    for name in BUNDLE_SECTIONS:
-        (count,) = struct.unpack_from(">I", data, at)
-        at += 4
-        sections[name] = []
-        for _ in range(count):
-            length, checksum = struct.unpack_from(">II", data, at)
-            raw = data[at + 8 : at + 8 + length]
-            assert zlib.crc32(raw) == checksum
-            value, end = read_msgpack(raw)
-            assert end == length
-            sections[name].append(value)
-            at += 8 + length
-    assert at == len(data)
-    return sections
-
-
-def hash_bundle(data: bytes) -> bytes:
-    hashes, at = [], 8
-    for _ in BUNDLE_SECTIONS:
-        start = at
-        (count,) = struct.unpack_from(">I", data, at)
-        at += 4
-        for _ in range(count):
-            at += 8 + struct.unpack_from(">I", data, at)[0]
-        hashes.append(keccak(data[start:at]))
-    return keccak(data[:8] + b"".join(hashes))
-
-
 # ------------------------------------------------------------------------------------ money
 
 
@@ -220,6 +142,13 @@ def rewards(issue: int, weights: Mapping[Any, int]) -> dict[Any, int]:
 
 def multiplier_bps(role: int, lock_days: int) -> int:
     return {0: 10_000, 7: 14_000, 30: 27_000, 90: 62_000, 180: 100_000}[lock_days] if role == 1 else 10_000
+
+
+def read_bundle(data: bytes) -> dict[str, list[Any]]:
+    """The sections of a bundle as plain lists (`second_bundle.py`)."""
+    from tests.support.second_bundle import read_bundle as read
+
+    return read(data)
 
 
 def recompute_root(data: bytes) -> dict[str, Any]:

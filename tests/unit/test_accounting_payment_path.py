@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from emcd.accounting.payment_path import STEPS, ChainFacts, PathStep, trace_call, trace_node
+from emcd.accounting.payment_path import (
+    STEPS,
+    ChainFacts,
+    MissingCall,
+    PathStep,
+    trace_call,
+    trace_missing,
+    trace_node,
+)
 from emcd.accounting.round_close import CallRecords
 from emcd.money import WEI_PER_TOKEN, encode_wei
 from emcd.proto.bundle import Bundle, SnapshotEntry
@@ -531,3 +541,79 @@ def test_good_call_of_a_convicted_node_breaks_at_settled() -> None:
 
     assert step.name == "settled"
     assert "GROSS" in step.evidence
+
+
+# ------------------------------------------------------------------------------------ what chain and settler add
+
+
+def test_slashed_node_under_its_minimum_breaks_at_staked_with_the_slash() -> None:
+    low = close(World(), participants=with_entry(World(), NODE, stake_wei=encode_wei(2_700 * WEI_PER_TOKEN)))
+    slashed = replace(ALL_CLAIMED, slashes=("300.0000 EMC (10 %) in epoch 4, evidence 0xab",))
+
+    step = broken(trace_node(low, NODE, slashed))
+
+    assert step.name == "staked"
+    assert step.evidence.endswith("3,000 needed; slashed: 300.0000 EMC (10 %) in epoch 4, evidence 0xab")
+
+
+def test_unclaimed_reward_says_that_the_contract_is_paused() -> None:
+    facts = ChainFacts(ROUND, ROUND, 0, paused_until="2026-01-01 00:00:00 UTC")
+
+    step = broken(trace_node(close(World()), NODE, facts))
+
+    assert step.name == "claimed"
+    assert step.evidence.endswith("claims are paused by the guardian until 2026-01-01 00:00:00 UTC")
+
+
+def test_unclaimed_reward_says_what_the_settler_says() -> None:
+    words = (
+        "its extraction request through round 7 is synchronised; the settler 0x1 says: below 1 EMC, the least"
+    )
+    facts = ChainFacts(ROUND, ROUND, 0, request=words)
+
+    step = broken(trace_node(close(World()), NODE, facts))
+
+    assert (step.name, step.evidence.endswith(words)) == ("claimed", True)
+    assert words not in trace_node(close(World()), NODE, replace(ALL_CLAIMED, request=words))[-1].evidence
+
+
+def test_call_of_an_earlier_round_is_shown_as_carried() -> None:
+    world = World()
+    late = world.make_call("node-1", world.params.round_start_ms(ROUND - 1) + 9)
+    world.calls.append(late)
+
+    steps = trace_call(close(world), late.forward.call_id, ALL_CLAIMED)
+
+    assert steps[0].name in ("bound", "routed")
+    routed = next(step for step in steps if step.name == "routed")
+    assert routed.evidence == f"to {NODE} in round {ROUND - 1}, carried into the bundle of round {ROUND}"
+
+
+@pytest.mark.parametrize("state", ["open", "grace"])
+def test_call_of_a_round_that_is_not_closed_breaks_at_settled(state: str) -> None:
+    step = broken(trace_missing(MissingCall(ROUND, state)))
+
+    assert (step.name, f"is {state}" in step.evidence) == ("settled", True)
+
+
+def test_call_filed_as_an_omission_names_who_holds_it_and_until_when() -> None:
+    step = broken(trace_missing(MissingCall(ROUND, "closed", (VALIDATOR,), ROUND + 12)))
+
+    assert step.name == "metered"
+    assert f"filed as an omission with {VALIDATOR}" in step.evidence
+    assert step.evidence.endswith(f"up to round {ROUND + 12}")
+
+
+def test_call_that_nobody_holds_says_what_can_be_behind_it() -> None:
+    step = broken(trace_missing(MissingCall(ROUND, "active", (), ROUND + 12)))
+
+    assert step.name == "metered"
+    assert f"no bundle through round {ROUND + 12} holds it" in step.evidence
+    assert "signed batch has not come" in step.evidence
+
+
+def test_every_step_has_a_test_that_breaks_it() -> None:
+    """P10: a test for each step. The steps that this file's tests break, as their assertions name them."""
+    text = Path(__file__).read_text("utf-8")
+    for step in STEPS:
+        assert re.search(rf"def test_[a-z_]*breaks_at_{step}", text), f"no test breaks {step}"

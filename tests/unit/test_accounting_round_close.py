@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import pytest
 
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.emission import issue_wei
-from emcd.accounting.round_close import CallRecords, ClosedRound, SignedBatch
-from emcd.errors import RemoteProtocolError
+from emcd.accounting.round_close import CallRecords, SignedBatch, close_round
+from emcd.errors import LocalProtocolError, RemoteProtocolError
 from emcd.money import encode_wei
 from emcd.proto.bundle import ResultEntry, SnapshotEntry
 from emcd.proto.bundle_codec import Section
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
-from emcd.proto.records import CallStatus, RecordKind
+from emcd.proto.records import CallStatus, RecordKind, format_call_id
 from emcd.types import ZERO_HASH, ParticipantRole
 from tests.support import second_implementation as second
-from tests.support.round_world import STAKE_WEI, World, address_of, edited
+from tests.support.round_world import (
+    STAKE_WEI,
+    SealedBundle,
+    World,
+    address_of,
+    close_to_bytes,
+    edited,
+)
 
 
-def result_of(closed: ClosedRound, name: str) -> ResultEntry:
-    return next(entry for entry in closed.result.results if entry.node == address_of(name))
+def result_of(closed: SealedBundle, name: str) -> ResultEntry:
+    found: ResultEntry = next(entry for entry in closed.result.results if entry.node == address_of(name))
+    return found
 
 
-def reward_of(closed: ClosedRound, name: str) -> int:
+def reward_of(closed: SealedBundle, name: str) -> int:
     return int.from_bytes(result_of(closed, name).reward_wei, "big")
 
 
-def checked(closed: ClosedRound) -> ClosedRound:
+def checked(closed: SealedBundle) -> SealedBundle:
     """What was closed passes its audit, and the second implementation finds the same root."""
     outcome = audit_bundle(closed.data)
     assert outcome.difference is None
@@ -308,6 +318,7 @@ def test_close_bad_batches_are_left_out_and_named() -> None:
     world = World()
     good = world.batches()
     item = good[0]
+    assert isinstance(item.record_hashes, tuple)
     bad = [
         SignedBatch(item.batch, world.sign("node-1", item.batch), item.record_hashes),
         SignedBatch(item.batch, item.signature, item.record_hashes[:-1]),
@@ -356,10 +367,14 @@ def test_close_bad_status_commitment_reveal_and_vote_are_left_out_and_named() ->
 
 
 def test_close_signatures_checked_on_arrival_are_not_checked_again() -> None:
-    from emcd.accounting.round_close import close_round
-
     world = World()
-    assert close_round(world.facts, world.evidence(), signatures_checked=True).data == world.close().data
+    batches = world.batches()
+    forged = [SignedBatch(b.batch, bytes([n, *bytes(64)]), b.record_hashes) for n, b in enumerate(batches)]
+    evidence = replace(world.evidence(), batches=forged)
+
+    assert close_to_bytes(world.facts, evidence, signatures_checked=True).left_out == ()
+    assert len(close_to_bytes(world.facts, evidence).left_out) == len(forged)
+    assert close_to_bytes(world.facts, world.evidence(), signatures_checked=True).data == world.close().data
 
 
 @pytest.mark.parametrize(
@@ -574,3 +589,114 @@ def test_close_reveal_with_anothers_probe_is_void() -> None:
 def _two_probers(world: World) -> tuple[Any, Any]:
     first, second_, *_ = [validator for validator, probes in world.probes.items() if probes]
     return first, second_
+
+
+# --------------------------------------------------------------------------- streaming
+
+
+def test_close_calls_out_of_order_are_our_fault() -> None:
+    world = World()
+    calls = sorted(world.calls, key=lambda call: call.forward.call_id)
+    evidence = replace(world.evidence(), calls=[*calls[1:], calls[0]])
+    with pytest.raises(LocalProtocolError) as caught:
+        close_round(world.facts, evidence, BytesIO())
+    assert caught.value.code == "EMC-1904"
+
+
+def test_close_reads_calls_once_then_batches_then_votes() -> None:
+    world = World(verdicts={"node-1": Verdict.GROSS})
+    evidence = world.evidence()
+    order: list[str] = []
+
+    def lazily(name: str, items: Any) -> Any:
+        order.append(f"{name} begin")
+        yield from items
+        order.append(f"{name} end")
+
+    calls = sorted(world.calls, key=lambda call: call.forward.call_id)
+    lazy = replace(
+        evidence,
+        calls=lazily("calls", calls),
+        batches=lazily("batches", evidence.batches),
+        reveals=lazily("reveals", evidence.reveals),
+        votes=lazily("votes", evidence.votes),
+    )
+    out = BytesIO()
+    close_round(world.facts, lazy, out)
+
+    assert out.getvalue() == world.close().data
+    assert order == [
+        f"{name} {what}" for name in ("reveals", "calls", "batches", "votes") for what in ("begin", "end")
+    ]
+
+
+def test_close_names_no_more_than_a_bound_of_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emcd.accounting.close_pass.MAX_LEFT_OUT", 2)
+    world = World()
+    bad = [edited(status, signature=bytes(64) + b"\x1b") for status in world.statuses()]
+    closed = checked(world.close(statuses=bad))
+    assert (len(closed.left_out), closed.left_out_count) == (2, 3)
+
+
+@pytest.mark.parametrize("group", [1, 4, 5, 1000])
+def test_close_bad_calls_leave_no_hole_in_the_groups(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups are whole whatever is left out, and the same as if it had never been there."""
+    for module in ("emcd.accounting.call_take", "emcd.proto.bundle_write"):
+        monkeypatch.setattr(f"{module}.GROUP_CALLS", group)
+    world = World(calls_per_node=6)
+    truth = world.close().data
+    start = world.params.round_start_ms(world.round)
+    bad = [
+        world.make_call(
+            "node-1", start, edit=lambda k, r: edited(r, credits_micro=1) if k == "delivery" else r
+        )
+        for _ in range(7)
+    ] + [
+        world.make_call("node-2", start, edit=lambda k, r: edited(r, body_hash=b"") if k == "delivery" else r)
+        for _ in range(7)
+    ]
+    told: list[int] = []
+    batches = World(calls_per_node=6).batches()
+    closed = world.close(
+        calls=[*world.calls, *bad], batches=batches, progress=lambda done, total: told.append(done)
+    )
+
+    assert closed.data == truth
+    assert (closed.left_out_count, closed.calls) == (14, len(world.calls))
+    assert {row.code for row in closed.left_out} == {"EMC-1902", "EMC-1913"}
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize("part", ["forward", "receipt", "delivery to forward", "delivery to receipt"])
+def test_close_damaged_ledger_row_is_left_out_and_not_believed(part: str) -> None:
+    """The hashes that records state of each other are not taken for true."""
+    world = World()
+    forward, receipt, delivery = world.calls[0]
+    damaged = {
+        "forward": CallRecords(edited(forward, request_hash=keccak(b"bit rot")), receipt, delivery),
+        "receipt": CallRecords(forward, edited(receipt, forward_hash=keccak(b"bit rot")), delivery),
+        "delivery to forward": CallRecords(forward, receipt, edited(delivery, forward_hash=bytes(32))),
+        "delivery to receipt": CallRecords(forward, receipt, edited(delivery, receipt_hash=bytes(32))),
+    }[part]
+
+    closed = checked(world.close(calls=[damaged, *world.calls[1:]]))
+
+    assert [(row.code, row.key) for row in closed.left_out] == [("EMC-1911", format_call_id(forward.call_id))]
+
+
+def test_close_probe_of_a_carried_call_is_no_work() -> None:
+    world = World(round=15, node_names=("node-1",))
+    carried = world.make_call("node-1", world.params.round_start_ms(14))
+    assert carried.receipt is not None
+    world.calls.append(carried)
+    replace_probes(
+        world,
+        call_id=carried.forward.call_id,
+        request_hash=carried.forward.request_hash,
+        response_hash=carried.receipt.response_hash,
+    )
+
+    closed = checked(world.close())
+
+    assert result_of(closed, "node-1").credits_micro == 5 * 1_500_000 + 100_000_000
+    assert sum(result_of(closed, name).credits_micro for name in world.validator_names) == 200_000_000

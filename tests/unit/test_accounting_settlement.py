@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from emcd.accounting.reward_tree import build_reward_tree, compute_reward_root, reward_leaf, verify_reward
@@ -7,15 +8,19 @@ from emcd.accounting.settlement import split_rewards
 from emcd.accounting.weights import (
     effective_stake_floor,
     encode_weight,
-    is_lock_allowed,
+    is_lock_known,
     multiplier_bps,
     reward_weight,
+    settle_locks,
 )
 from emcd.proto.address import address_bytes
+from emcd.proto.bundle import SnapshotEntry
+from emcd.proto.params import NetworkParams
 from emcd.types import ZERO_HASH, Address, ParticipantRole
 from tests.support import second_implementation as second
 from tests.support.round_world import address_of
 
+PARAMS = NetworkParams(0)
 A, B, C = sorted((address_of(name) for name in "abc"), key=address_bytes)
 
 
@@ -63,15 +68,25 @@ def test_split_negative_amount_is_refused(issue: int, weights: dict[Address, int
     ],
 )
 def test_multiplier_by_role_and_lock(role: int, days: int, bps: int) -> None:
-    assert multiplier_bps(role, days) == bps
+    assert multiplier_bps(PARAMS, role, days) == bps
 
 
 def test_weight_is_the_exact_product() -> None:
-    assert reward_weight(3, 5, ParticipantRole.COMPUTE, 7) == 3 * 5 * 14_000
-    assert effective_stake_floor(5, ParticipantRole.COMPUTE, 7) == 7
+    assert reward_weight(PARAMS, 3, 5, ParticipantRole.COMPUTE, 7) == 3 * 5 * 14_000
+    assert effective_stake_floor(PARAMS, 5, ParticipantRole.COMPUTE, 7) == 7
     assert encode_weight(1) == bytes(63) + b"\1"
-    assert not is_lock_allowed(ParticipantRole.COMPUTE, 8)
-    assert is_lock_allowed(ParticipantRole.VALIDATOR, 8)
+
+
+def test_snapshot_names_locks_that_the_table_lost_by_the_next_shorter_row() -> None:
+    fewer = msgspec.structs.replace(PARAMS, compute_locks=((0, 10_000), (30, 20_000)))
+    rows = [
+        SnapshotEntry(A, B, int(ParticipantRole.COMPUTE), bytes(32), days, 0) for days in (0, 7, 30, 90, 180)
+    ] + [SnapshotEntry(A, B, int(ParticipantRole.VALIDATOR), bytes(32), 360, 0)]
+
+    assert [entry.lock_days for entry in settle_locks(fewer, rows)] == [0, 0, 30, 30, 30, 360]
+    assert settle_locks(PARAMS, rows) == tuple(rows)
+    assert all(is_lock_known(fewer, entry.role, entry.lock_days) for entry in settle_locks(fewer, rows))
+    assert not is_lock_known(fewer, ParticipantRole.COMPUTE, 90)
 
 
 def test_tree_one_wallet_has_an_empty_proof() -> None:

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from emcd.cli import audit as audit_module
-from emcd.cli.audit import Source, audit
+from emcd.cli.audit import WRONG, audit
+from emcd.cli.audit_report import Source
 from emcd.cli.vectors import vectors
 from emcd.command import CommandContext
 from emcd.errors import ConfigError
@@ -61,7 +62,7 @@ def test_audit_damaged_file_names_the_record_and_fails(tmp_path: Path) -> None:
     result = run(audit, path)
     document = json.loads(run(audit, path, "--json").output)
 
-    assert result.exit_code == 1
+    assert result.exit_code == WRONG
     assert "DIFFERENCE EMC-1901: results[6]" in result.output
     assert document["difference"]["section"] == "results"
     assert document["ok"] is False
@@ -74,11 +75,11 @@ def test_audit_missing_file_is_refused(tmp_path: Path) -> None:
     assert result.exception.code == "EMC-1941"
 
 
-@pytest.mark.parametrize(("chain_id", "code"), [(CHAIN_ID, 0), (1, 1)])
+@pytest.mark.parametrize(("chain_id", "code"), [(CHAIN_ID, 0), (1, WRONG)])
 def test_audit_compares_with_the_deployment(
     bundle_file: Path, tmp_path: Path, chain_id: int, code: int
 ) -> None:
-    deployment = Deployment(chain_id, STAKING, STAKING, DISTRIBUTOR, STAKING, 0, WORLD.params)
+    deployment = Deployment(chain_id, STAKING, STAKING, DISTRIBUTOR, STAKING, STAKING, 0, WORLD.params)
     path = tmp_path / "deployment.json"
     path.write_text(encode_deployment(deployment))
 
@@ -97,7 +98,7 @@ def test_audit_compares_with_the_bundle_before(bundle_file: Path, tmp_path: Path
     path.write_bytes(strange.data)
     differs = run(audit, path, "--previous", bundle_file)
 
-    assert fits.exit_code == 1, "node-4 repeats call ids of the round before"
+    assert fits.exit_code == WRONG, "node-4 repeats call ids of the round before"
     assert "EMC-1915" in fits.output
     assert "EMC-1906" in differs.output
 
@@ -116,8 +117,8 @@ def test_audit_previous_that_is_no_bundle_is_refused(bundle_file: Path, tmp_path
     ("signer", "asked", "code", "text"),
     [
         ("hub", 7, 0, "seal is valid"),
-        ("node-1", 7, 1, "SEAL IS NOT VALID"),
-        ("hub", 8, 1, "EMC-1906"),
+        ("node-1", 7, WRONG, "SEAL IS NOT VALID"),
+        ("hub", 8, WRONG, "EMC-1906"),
     ],
 )
 def test_audit_round_is_fetched_and_its_seal_checked(
@@ -125,9 +126,10 @@ def test_audit_round_is_fetched_and_its_seal_checked(
 ) -> None:
     seal = sign(WORLD.domain, CLOSED.seal, secret_of(signer))
 
-    async def fetch(hub_url: str, index: int) -> Source:
-        assert (hub_url, index) == ("http://hub", asked)
-        return Source("hub", CLOSED.data, seal)
+    async def fetch(hub_url: str, index: int, path: Path, progress: object) -> Source:
+        assert (hub_url, index, progress) == ("http://hub", asked, None)
+        path.write_bytes(CLOSED.data)
+        return Source("hub", path, seal)
 
     monkeypatch.setattr(audit_module, "fetch_bundle", fetch)
     saved = tmp_path / "saved.bin"

@@ -9,7 +9,6 @@ import pytest
 
 from emcd.accounting.audit import AuditOutcome, audit_bundle, check_seal
 from emcd.accounting.expectation import Expectation
-from emcd.accounting.round_close import ClosedRound
 from emcd.money import encode_wei
 from emcd.proto.bundle import (
     BatchEntry,
@@ -21,13 +20,14 @@ from emcd.proto.bundle import (
     Total,
     VoteEntry,
 )
-from emcd.proto.bundle_codec import Section, encode_bundle, sort_key
+from emcd.proto.bundle_codec import BundleReader, Section, encode_bundle, read_batch_leaves, sort_key
 from emcd.proto.eip712 import Domain
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
 from emcd.proto.params import PriceTable
-from emcd.proto.records import CallStatus, RecordKind
+from emcd.proto.records import CallStatus, RecordKind, batch_root
 from emcd.proto.signing import sign
+from tests.support import second_bundle
 from tests.support.round_world import CHAIN_ID, STAKING, World, address_of, edited, secret_of
 
 WORLD = World(round=20, node_names=("node-1", "node-2"), verdicts={"node-2": Verdict.GROSS}, calls_per_node=2)
@@ -35,8 +35,9 @@ CLOSED = WORLD.close()
 BUNDLE = CLOSED.bundle
 
 
-def audit(bundle: Bundle, **expected: Any) -> AuditOutcome:
-    return audit_bundle(encode_bundle(bundle), Expectation(**expected))
+def audit(bundle: Bundle | bytes, **expected: Any) -> AuditOutcome:
+    data = bundle if isinstance(bundle, bytes) else encode_bundle(bundle)
+    return audit_bundle(data, Expectation(**expected))
 
 
 def replace_items(section: Section, items: Any) -> Bundle:
@@ -120,34 +121,54 @@ def vote(signer: str = "", **changes: Any) -> Bundle:
     return replace_item(Section.VOTES, 0, VoteEntry(struct, WORLD.sign(name, struct)))
 
 
-def batch(
-    kind: RecordKind = RecordKind.RECEIPT, signer: str = "", others: Any = None, **changes: Any
-) -> Bundle:
-    index = next(i for i, entry in enumerate(BUNDLE.batches) if entry.batch.kind == kind)
-    entry = BUNDLE.batches[index]
-    struct = edited(entry.batch, **changes)
-    name = signer or WORLD.by_address[entry.batch.signer]
-    changed = BatchEntry(struct, WORLD.sign(name, struct), entry.others if others is None else others)
+def sign_entry(index: int, entry: BatchEntry, name: str = "") -> BatchEntry:
+    """The entry, signed anew over the root that its batch has in the truth."""
+    root = batch_root(read_batch_leaves(BundleReader(CLOSED.data), index))
+    signature = WORLD.sign(name or WORLD.by_address[entry.signer], entry.with_root(root))
+    signed: BatchEntry = edited(entry, signature=signature)
+    return signed
+
+
+def batch(kind: RecordKind = RecordKind.RECEIPT, signer: str = "", **changes: Any) -> Bundle:
+    index = next(i for i, entry in enumerate(BUNDLE.batches) if entry.kind == kind)
     items = list(BUNDLE.batches)
-    items[index] = changed
-    out: Bundle = edited(BUNDLE, batches=tuple(items))
-    return out
+    items[index] = sign_entry(index, edited(items[index], **changes), signer)
+    return replace_batches(items)
 
 
-def unused_batch() -> Bundle:
+def others(change: Callable[[int, int], list[tuple[int, bytes]]]) -> Bundle:
+    """The first batch of deliveries with other records of elsewhere; given the one's leaf and the count."""
+    entry = next(item for item in BUNDLE.batches if item.kind == RecordKind.DELIVERY)
+    ((leaf, _),) = entry.others
+    return batch(RecordKind.DELIVERY, others=tuple(change(leaf, entry.count)))
+
+
+def replaced_leaf() -> Bundle:
+    """A call says that its delivery stands where the hub signed another record: both are given."""
+    index = next(i for i, item in enumerate(BUNDLE.batches) if item.kind == RecordKind.DELIVERY)
+    entry = BUNDLE.batches[index]
+    leaf = next(c.delivery_ref.leaf for c in BUNDLE.calls if c.delivery_ref and c.delivery_ref.batch == index)
+    leaves = read_batch_leaves(BundleReader(CLOSED.data), index)
+    leaves[leaf] = keccak(b"what the hub signed")
+    both = edited(entry, others=tuple(sorted([*entry.others, (leaf, leaves[leaf])])))
+    signed = edited(both, signature=WORLD.sign("hub", entry.with_root(batch_root(leaves))))
+    return replace_batches([signed if i == index else item for i, item in enumerate(BUNDLE.batches)])
+
+
+def unused_batch(**changes: Any) -> Bundle:
     extra = WORLD.sign_batch("hub", RecordKind.FORWARD, [keccak(b"nothing here")])
-    entry = BatchEntry(extra.batch, extra.signature, ((0, extra.record_hashes[0]),))
-    return replace_batches([*BUNDLE.batches, entry])
+    struct = extra.batch
+    others = ((0, keccak(b"nothing here")),)
+    entry = BatchEntry(struct.signer, struct.kind, 1, struct.signed_at_ms, extra.signature, others)
+    return replace_batches([*BUNDLE.batches, edited(entry, **changes)])
 
 
 def foreign_batch() -> Bundle:
     """Another node signs what node-1 should have signed."""
     items = []
-    for entry in BUNDLE.batches:
-        struct = entry.batch
-        if struct.signer == address_of("node-1"):
-            struct = edited(struct, signer=address_of("node-2"))
-            entry = BatchEntry(struct, WORLD.sign("node-2", struct), entry.others)
+    for index, entry in enumerate(BUNDLE.batches):
+        if entry.signer == address_of("node-1"):
+            entry = sign_entry(index, edited(entry, signer=address_of("node-2")))
         items.append(entry)
     return replace_batches(items)
 
@@ -172,6 +193,30 @@ def replace_batches(items: list[BatchEntry]) -> Bundle:
     return out
 
 
+def by_hand(index: int, **refs: list[int]) -> bytes:
+    """The bundle with a call that refers to what is not there: our own coder refuses to write it."""
+    sections = second_bundle.read_bundle(CLOSED.data)
+    for name, ref in refs.items():
+        sections["calls"][index][{"forward": 3, "receipt": 4, "delivery": 5}[name]] = ref
+    return second_bundle.write_bundle(sections)
+
+
+def by_hand_count(count: int) -> bytes:
+    """The last batches are said to have so many records."""
+    sections = second_bundle.read_bundle(CLOSED.data)
+    for entry in sections["batches"][-2:]:
+        entry[2] = count
+    return second_bundle.write_bundle(sections)
+
+
+def unreceipted() -> bytes:
+    """A call that refers to a receipt which it has not."""
+    sections = second_bundle.read_bundle(CLOSED.data)
+    entry = sections["calls"][0]
+    entry[1], entry[2][1], entry[2][2] = None, bytes(32), bytes(32)
+    return second_bundle.write_bundle(sections)
+
+
 def result(index: int = 0, **changes: Any) -> Bundle:
     return replace_item(Section.RESULTS, index, edited(BUNDLE.results[index], **changes))
 
@@ -182,8 +227,8 @@ FREF = BUNDLE.calls[0].forward_ref
 assert FREF is not None
 FORWARD_BATCH = FREF.batch
 
-LIES: list[tuple[str, str, str, Callable[[], Bundle]]] = [
-    ("EMC-1905", "header", "format", lambda: header(format_version=2)),
+LIES: list[tuple[str, str, str, Callable[[], Bundle | bytes]]] = [
+    ("EMC-1905", "header", "format", lambda: header(format_version=3)),
     ("EMC-1905", "header", "previous round not before", lambda: header(previous_round=WORLD.round)),
     ("EMC-1905", "header", "previous hash without round", lambda: header(previous_round=-1)),
     ("EMC-1905", "header", "previous round without hash", lambda: header(previous_bundle_hash=bytes(32))),
@@ -231,44 +276,40 @@ LIES: list[tuple[str, str, str, Callable[[], Bundle]]] = [
         "more than ever issued",
         lambda: replace_item(Section.TOTALS, 0, Total(BUNDLE.totals[0].wallet, encode_wei(10**26))),
     ),
-    ("EMC-1910", "batches", "kind", lambda: batch(kind=RecordKind.RECEIPT, count=0)),
+    ("EMC-1910", "batches", "none in it", lambda: unused_batch(count=0, others=())),
     ("EMC-1910", "batches", "too many", lambda: batch(count=257)),
+    ("EMC-1910", "batches", "no kind", lambda: unused_batch(kind=9)),
     ("EMC-1910", "batches", "signed by another", lambda: batch(signer="validator-1")),
-    (
-        "EMC-1910",
-        "batches",
-        "another root",
-        lambda: batch(RecordKind.DELIVERY, others=((5, keccak(b"another")),)),
-    ),
-    ("EMC-1910", "batches", "leaf missing", lambda: batch(RecordKind.DELIVERY, others=())),
+    ("EMC-1910", "batches", "another root", lambda: others(lambda leaf, size: [(leaf, keccak(b"another"))])),
+    ("EMC-1910", "batches", "leaf missing", lambda: others(lambda leaf, size: [])),
     (
         "EMC-1910",
         "batches",
         "leaf twice",
-        lambda: batch(RecordKind.DELIVERY, others=((0, bytes(32)), (5, bytes(32)))),
+        lambda: others(lambda leaf, size: sorted([(0 if leaf else 1, bytes(32)), (leaf, bytes(32))])),
     ),
+    (
+        "EMC-1910",
+        "batches",
+        "leaf beyond its end",
+        lambda: others(lambda leaf, size: [(leaf, bytes(32)), (size, bytes(32))]),
+    ),
+    ("EMC-1910", "batches", "leaf of a call and another record", replaced_leaf),
+    ("EMC-1910", "batches", "more than all calls have", lambda: by_hand_count(60_000)),
     ("EMC-1910", "batches", "unused", unused_batch),
     ("EMC-1912", "calls", "receipts signed by another node", foreign_batch),
-    ("EMC-1911", "calls", "another hub", lambda: call(forward={"hub": address_of("node-1")})),
-    (
-        "EMC-1911",
-        "calls",
-        "receipt of another",
-        lambda: call(relink=False, receipt={"forward_hash": bytes(32)}),
-    ),
-    ("EMC-1911", "calls", "delivery of another forward", lambda: call(delivery={"forward_hash": bytes(32)})),
-    ("EMC-1911", "calls", "delivery of another receipt", lambda: call(delivery={"receipt_hash": bytes(32)})),
-    ("EMC-1911", "calls", "receipt withheld", lambda: call(entry={"receipt": None, "receipt_ref": None})),
+    ("EMC-1912", "calls", "receipt that is not there", unreceipted),
     ("EMC-1911", "calls", "status", lambda: call(delivery={"status": 9})),
     ("EMC-1911", "calls", "ends before it starts", lambda: call(forward={"started_at_ms": START + 14_000})),
-    ("EMC-1912", "calls", "no such batch", lambda: call(entry={"forward_ref": RecordRef(999, 0)})),
+    ("EMC-1912", "calls", "no such batch", lambda: by_hand(0, forward=[999, 0])),
     (
         "EMC-1912",
         "calls",
         "batch of another kind",
         lambda: call(entry={"forward_ref": BUNDLE.calls[0].delivery_ref}),
     ),
-    ("EMC-1912", "calls", "no such leaf", lambda: call(entry={"forward_ref": RecordRef(FORWARD_BATCH, 200)})),
+    ("EMC-1912", "calls", "leaf of a later batch", lambda: by_hand(0, forward=[FORWARD_BATCH, 13])),
+    ("EMC-1912", "calls", "no such leaf", lambda: by_hand(0, delivery=[len(BUNDLE.batches) - 1, 200])),
     ("EMC-1912", "calls", "leaf of another", lambda: call(1, entry={"forward_ref": FREF})),
     ("EMC-1913", "calls", "too dear", lambda: call(delivery={"credits_micro": 1 << 40})),
     ("EMC-1913", "calls", "too cheap", lambda: call(delivery={"credits_micro": 1, "vault_micro": 1})),
@@ -350,12 +391,18 @@ LIES: list[tuple[str, str, str, Callable[[], Bundle]]] = [
     [(c, s, f) for c, s, _, f in LIES],
     ids=[f"{c[4:]}-{n}" for c, _, n, _ in LIES],
 )
-def test_audit_lie_is_named(code: str, section: str, lie: Callable[[], Bundle]) -> None:
+def test_audit_lie_is_named(code: str, section: str, lie: Callable[[], Bundle | bytes]) -> None:
     difference = audit(lie()).difference
 
     assert difference is not None
     assert (difference.code, difference.section) == (code, section)
     assert str(difference).startswith(f"{code}: {section}[")
+
+
+def test_audit_batches_that_nothing_can_fill_are_refused_before_memory_is_taken_for_them() -> None:
+    difference = audit(by_hand_count(60_000)).difference
+    assert difference is not None
+    assert "can't be all" in difference.detail
 
 
 def test_audit_truth_is_accepted() -> None:
@@ -428,7 +475,7 @@ def test_audit_failed_outcome_has_no_root_to_sign() -> None:
         _ = audit(header(root=bytes(32))).round_root
 
 
-@pytest.mark.parametrize("data", [b"", b"EMCDBDL1", b"\xff" * 1000])
+@pytest.mark.parametrize("data", [b"", b"EMCDBDL1", b"EMCDBDL2", b"\xff" * 1000])
 def test_audit_of_garbage_is_an_outcome(data: bytes) -> None:
     difference = audit_bundle(data).difference
     assert difference is not None
@@ -445,7 +492,3 @@ def test_seal_is_checked(case: str) -> None:
     ok = check_seal(WORLD.domain, WORLD.hub, index, bundle_hash, b"" if case == "empty" else signature)
 
     assert ok is (case == "ok")
-
-
-def test_closed_round_type_is_what_it_says() -> None:
-    assert isinstance(CLOSED, ClosedRound)

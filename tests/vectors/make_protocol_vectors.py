@@ -124,7 +124,8 @@ def bundles() -> dict[str, Any]:
     richer = edited(greedy, credits_micro=greedy.credits_micro + 1)
     forged = edited(struck.bundle, results=(*struck.bundle.results[:-1], richer))
     rows = []
-    for data in (first.data, struck.data, empty.data, encode_bundle(forged), first.data[:-1]):
+    old = b"EMCDBDL1" + first.data[8:]
+    for data in (first.data, struck.data, empty.data, encode_bundle(forged), first.data[:-1], old):
         outcome = audit_bundle(data)
         rows.append({
             "bytes": hex_hash(data),
@@ -134,8 +135,10 @@ def bundles() -> dict[str, Any]:
             "results": [to_json(entry) for entry in outcome.result.results] if outcome.result else None,
         })  # fmt: skip
     return {
-        "rule": "EMCDBDL1, then 12 sections of u32 count and items of u32 length, u32 CRC-32, msgpack array; the hash is "
-        "keccak(magic || keccak of each section); `difference` is what an audit finds first, empty for none",
+        "rule": "EMCDBDL2, then 12 sections of u32 count, u64 size and frames of u32 length, u32 CRC-32, content; a frame "
+        "is the msgpack array of a record, in calls and batches columns of 4096 and 256 (emcd/proto/bundle_codec.py tells "
+        "them, tests/support/second_bundle.py writes them again); section hash = keccak(count || keccak of each content), "
+        "bundle hash = keccak(magic || section hashes); `difference` is what an audit finds first, empty for none",
         "bundles": rows,
     }
 
