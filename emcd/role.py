@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 
 from emcd.errors import ConfigError
-from emcd.services import Health, HealthBoard, HealthState, RoleHealth, Services
+from emcd.services import (
+    FixedParameters,
+    Health,
+    HealthBoard,
+    HealthState,
+    ParametersInForce,
+    RoleHealth,
+    Services,
+)
 
 if TYPE_CHECKING:
     import structlog
@@ -100,7 +108,10 @@ class RoleContext:
 
     @property
     def deployment(self) -> Deployment:
-        """Chain id, contracts and parameters. Raises: ConfigError EMC-1006 when the daemon has none."""
+        """Chain id, contracts, the clock. Raises: ConfigError EMC-1006 when the daemon has none.
+
+        Of its parameters only the clock is in force for ever: see `parameters`.
+        """
         if self.network is None:
             raise ConfigError("EMC-1006", f"role {self.name} needs [network] deployment")
         return self.network
@@ -111,6 +122,15 @@ class RoleContext:
         if self.rpc is None:
             raise ConfigError("EMC-1007", f"role {self.name} needs [chain] rpc_urls")
         return self.rpc
+
+    @property
+    def parameters(self) -> ParametersInForce:
+        """The parameters by round: the daemon's, or the deployment file's where there is no chain.
+
+        Raises: ConfigError EMC-1006.
+        """
+        offered = self.services.find(ParametersInForce)
+        return offered or FixedParameters(self.deployment.params, self.deployment.prices)
 
     def load_key(self, ref: KeyFile) -> SigningKey:
         """The key of a keystore that the role's config names; the daemon decrypted it at start.

@@ -14,6 +14,8 @@ from enum import Enum
 from typing import Any, Protocol, TypeVar, cast
 
 from emcd.errors import ConfigError
+from emcd.proto.parameter_schedule import ParameterSchedule, single_schedule
+from emcd.proto.params import NetworkParams, PriceTable
 
 T = TypeVar("T")
 
@@ -54,6 +56,36 @@ class HealthBoard(Protocol):
     def list_roles(self) -> list[RoleHealth]:
         """Every role in config order."""
         ...
+
+
+class ParametersInForce(Protocol):
+    """The network's parameters by round, as the chain has them; the daemon offers it."""
+
+    @property
+    def schedule(self) -> ParameterSchedule:
+        """The versions known now; replaced as the chain moves: ask anew for every round."""
+        ...
+
+    @property
+    def problem(self) -> str:
+        """Why rounds are not, or soon will not be, settled here; "" when all is well."""
+        ...
+
+    async def refresh(self) -> None:
+        """Read the chain now. Raises: RecoverableError when it can't be read."""
+        ...
+
+
+class FixedParameters:
+    """The deployment file's parameters for ever: what a daemon without a chain goes by."""
+
+    problem = ""
+
+    def __init__(self, params: NetworkParams, prices: PriceTable) -> None:
+        self.schedule = single_schedule(params, prices)
+
+    async def refresh(self) -> None:
+        """Nothing can have changed."""
 
 
 class Services:

@@ -24,14 +24,17 @@ from emcd.daemon.notify import notify_systemd
 from emcd.daemon.prepare import Prepared
 from emcd.daemon.runner import Board, Runner
 from emcd.daemon.status import StatusReport, serve_status
+from emcd.errors import FatalError
 from emcd.ledger import Ledger, Migration, open_ledger
+from emcd.ledger.parameter_store import LedgerParameterStore
 from emcd.log import configure_logging, get_logger
 from emcd.recursion import cap_recursion
 from emcd.role import RoleContext
-from emcd.services import HealthBoard, Services
+from emcd.services import HealthBoard, ParametersInForce, Services
 
 if TYPE_CHECKING:
     from emcd.chain import Chain
+    from emcd.chain.parameters import ParameterKeeper
 
 
 SWITCH_INTERVAL_S = 0.001
@@ -62,6 +65,7 @@ class Daemon:
         self._runners: list[Runner] = []
         self.board = Board(self._runners)
         self.services = Services()
+        self._parameters: ParameterKeeper | None = None
 
     def stop(self) -> None:
         """Begin an orderly stop; a second call cancels everything."""
@@ -93,6 +97,7 @@ class Daemon:
         self.services.offer(HealthBoard, self.board)
         bus = Bus()
         chain = make_chain(self._prepared)
+        await self._offer_parameters(chain, ledger)
         for entry, spec in zip(self._prepared.config.roles, self._prepared.specs, strict=True):
             log = self._log.bind(role=entry.kind, name=entry.name)
             role = spec.build(entry.config)
@@ -110,13 +115,31 @@ class Daemon:
                 keys=self._prepared.keys,
             )
             await role.setup(context)
-            self._runners.append(Runner(entry.kind, entry.name, role, log))
+            complain = self._complain if spec.needs_network else str
+            self._runners.append(Runner(entry.kind, entry.name, role, log, complain))
+
+    async def _offer_parameters(self, chain: Chain | None, ledger: Ledger) -> None:
+        """The parameters by round, as an earlier run read them; they are followed while we serve."""
+        if chain is not None:
+            from emcd.chain.parameters import ParameterKeeper
+
+            self._parameters = keeper = ParameterKeeper(
+                chain, LedgerParameterStore(ledger), self._clock, self._log
+            )
+            await keeper.load()
+            self.services.offer(ParametersInForce, keeper)
+
+    def _complain(self) -> str:
+        """What degrades every role of the network."""
+        return self._parameters.problem if self._parameters is not None else ""
 
     async def _serve(self, nursery: trio.Nursery, ledger: Ledger, task_status: trio.TaskStatus[None]) -> None:
         if self._signals:
             await nursery.start(self._watch_signals)
         nursery.start_soon(self._watch_ledger, ledger)
         nursery.start_soon(watch_lag, self._log)
+        if self._parameters is not None:
+            nursery.start_soon(self._follow_parameters, self._parameters)
         nursery.start_soon(_keep_recursion_capped)
         report = StatusReport(self.board, self._clock)
         await nursery.start(
@@ -182,6 +205,16 @@ class Daemon:
         if not self._stop.is_set():
             self.stop()
 
+    async def _follow_parameters(self, keeper: ParameterKeeper) -> None:
+        """Follow the chain; a chain that is another network's stops the daemon."""
+        try:
+            await keeper.run()
+        except FatalError as exc:
+            self._failed = True
+            self._log.error("the network's parameters", code=exc.code, detail=exc.detail, remedy=exc.remedy)
+            if not self._stop.is_set():
+                self.stop()
+
 
 async def _keep_recursion_capped() -> None:
     """Whatever a role imports, and whenever: a peer's nested JSON must not overflow the stack."""
@@ -201,8 +234,7 @@ def make_chain(prepared: Prepared) -> Chain | None:
         return None
     from emcd.chain import Chain, ChainConfig
 
-    chain = prepared.config.chain
-    return Chain(ChainConfig(urls, chain.confirmations, chain.timeout_s, chain.poll_s), prepared.deployment)
+    return Chain(ChainConfig.from_settings(prepared.config.chain), prepared.deployment)
 
 
 def _log_migrations(log: structlog.stdlib.BoundLogger, ledger: Ledger) -> None:

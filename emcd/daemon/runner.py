@@ -18,7 +18,15 @@ from emcd.services import Health, HealthState, RoleHealth
 class Runner:
     """The life of one role instance."""
 
-    def __init__(self, kind: str, name: str, role: Role, log: structlog.stdlib.BoundLogger) -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        role: Role,
+        log: structlog.stdlib.BoundLogger,
+        complain: Callable[[], str] = str,
+    ) -> None:
+        """Args: complain: what degrades the role although it does not know; "" when nothing does."""
         self.kind = kind
         self.name = name
         self.role = role
@@ -28,6 +36,7 @@ class Runner:
         self.closed = trio.Event()
         self._scope = trio.CancelScope()
         self._log = log
+        self._complain = complain
 
     async def run(
         self,
@@ -82,7 +91,9 @@ class Runner:
             return Health(HealthState.DRAINING)
         if not self.started:
             return Health(HealthState.STARTING)
-        return self.role.health()
+        health = self.role.health()
+        complaint = self._complain() if health.state is HealthState.READY else ""
+        return Health(HealthState.DEGRADED, complaint) if complaint else health
 
 
 def find_crash(exc: BaseException) -> BaseException | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from emcd.ledger.files import CREATE as LEDGER_FILES
 from emcd.ledger.migration import Migration
 from emcd.ledger.sign_once import CREATE as SIGN_ONCE
 
@@ -53,4 +54,36 @@ CHAIN_OUTBOX = Migration(
     """,
 )
 
-MIGRATIONS = (SIGN_ONCE, CHAIN_OUTBOX)
+CHAIN_PARAMETERS = Migration(
+    4,
+    "chain parameters",
+    """
+    CREATE TABLE chain_parameters (
+        contract TEXT NOT NULL,
+        number INTEGER NOT NULL CHECK (number > 0),
+        from_epoch INTEGER NOT NULL,
+        block INTEGER NOT NULL,
+        rules_hash BLOB NOT NULL CHECK (length(rules_hash) = 32),
+        document_hash BLOB NOT NULL CHECK (length(document_hash) = 32),
+        document BLOB NOT NULL,
+        PRIMARY KEY (contract, number)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE chain_parameters_read (
+        contract TEXT PRIMARY KEY,
+        known_through_epoch INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+
+CHAIN_SPENDING = Migration(
+    5,
+    "chain spending",
+    """
+    ALTER TABLE chain_outbox ADD COLUMN fee_wei BLOB CHECK (length(fee_wei) = 32);
+    CREATE INDEX chain_outbox_settled ON chain_outbox (sender, block)
+        WHERE state IN ('confirmed', 'failed', 'replaced') AND nonce IS NOT NULL;
+    CREATE INDEX chain_attempts_signed ON chain_attempts (signed_at_ms);
+    """,
+)
+
+MIGRATIONS = (SIGN_ONCE, CHAIN_OUTBOX, LEDGER_FILES, CHAIN_PARAMETERS, CHAIN_SPENDING)
