@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import trio
 
-from emcd.accounting.audit import AuditOutcome, audit_bundle, check_seal
+from emcd.accounting.audit import AuditOutcome, check_seal
 from emcd.accounting.expectation import Expectation
 from emcd.accounting.round_result import decode_totals
+from emcd.bundle_file import Progress, audit_file, open_bundle
+from emcd.cli.audit_parameters import describe_parameters, expect_parameters, fetch_schedule
+from emcd.cli.audit_report import Source, Verdict, make_document, make_report
 from emcd.cli.network import NetworkOptions, resolve_network
 from emcd.command import CommandContext, emit, json_option, pass_command_context
-from emcd.errors import ConfigError, RecoverableError
-from emcd.money import format_credits_floor, format_token_floor
-from emcd.net.http_client import request
-from emcd.proto.address import hex_hash
-from emcd.proto.bundle_codec import MAX_BUNDLE_BYTES, Section, iter_section
-from emcd.proto.json_form import to_json
+from emcd.errors import ConfigError, RecoverableError, RemoteProtocolError
+from emcd.net.download import download
+from emcd.proto.bundle import BundleHeader
+from emcd.proto.bundle_codec import MAX_BUNDLE_BYTES, read_header
 from emcd.proto.network import Deployment, decode_deployment
-from emcd.types import ParticipantRole
+from emcd.proto.parameter_schedule import ParameterSchedule
 
-FETCH_S = 300.0
-
-
-@dataclass(frozen=True)
-class Source:
-    """A bundle's bytes, where they came from, and the hub's seal where it gave one."""
-
-    name: str
-    data: bytes
-    seal: bytes = b""
+FETCH_S = 60.0
+WRONG = 3
+"""Exit code of a bundle that differs, or whose seal is not the hub's; 1 is: it could not be audited."""
+Bars = Callable[[str, str], Progress | None]
 
 
 @click.command()
@@ -42,6 +43,12 @@ class Source:
     "--deployment",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="The network's deployment.json: chain, contracts and parameters must be these.",
+)
+@click.option(
+    "--rpc",
+    default="",
+    metavar="URL",
+    help="JSON-RPC address of the chain, with --deployment: parameters and prices must be the chain's.",
 )
 @click.option(
     "--previous",
@@ -58,6 +65,7 @@ def audit(
     subject: str,
     hub: str,
     deployment: Path | None,
+    rpc: str,
     previous: Path | None,
     save: Path | None,
     as_json: bool,
@@ -65,41 +73,67 @@ def audit(
     """Recompute everything in a round's bundle: bytes, signatures, charges, credits, rewards, root.
 
     A ROUND number is fetched from the hub, and the hub's seal is checked; a FILE is read. The first
-    difference is named with its record, and the exit code is 1. Without --previous and --deployment
-    the audit says that the bundle agrees with itself; its snapshot and beacon are the chain's to say.
+    difference is named with its record and what it does to whom. Exit code 0: all of it is
+    reproduced; 3: the bundle is wrong; 1: it could not be audited.
+    Without --previous and --deployment the audit says that the bundle agrees with itself; its
+    snapshot and beacon are the chain's to say, and so are parameters and prices that a quorum changed:
+    give --rpc.
     """
     known: Deployment | None = None
     if deployment is not None:
         known = decode_deployment(deployment.read_bytes(), str(deployment))
-    if subject.isdecimal():
-        hub_url, known = _find_hub(context, hub, deployment, known)
-        source = trio.run(fetch_bundle, hub_url, int(subject))
-    else:
-        source = Source(subject, _read_file(Path(subject)))
-    if save is not None:
-        save.write_bytes(source.data)
-    expected = make_expectation(known, int(subject) if subject.isdecimal() else None, previous)
-    outcome = audit_bundle(source.data, expected)
-    sealed = _check_seal(source, outcome)
-    emit(_document(source, outcome, sealed), _report(source, outcome, sealed), as_json)
-    if not outcome.ok or sealed is False:
-        raise click.exceptions.Exit(1)
+    index = int(subject) if subject.isdecimal() else None
+    with TemporaryDirectory(prefix="emcd-audit-") as folder, _bars(quiet=as_json) as bars:
+        if index is not None:
+            hub_url, known = _find_hub(context, hub, deployment, known)
+            fetch = bars("fetching", "bytes")
+            source = trio.run(fetch_bundle, hub_url, index, Path(folder) / "bundle.emcb", fetch)
+        else:
+            source = Source(subject, _require_file(Path(subject)))
+        if save is not None and save != source.path:
+            shutil.copyfile(source.path, save)
+        schedule = _find_schedule(known, rpc)
+        expected = make_expectation(known, index, previous, bars)
+        verdict = examine(source, expected, bars("auditing", "calls"), known, schedule)
+        document, report = make_document(verdict), make_report(verdict)
+    emit(document, report, as_json)
+    if not verdict.ok:
+        raise click.exceptions.Exit(WRONG)
 
 
-async def fetch_bundle(hub_url: str, index: int) -> Source:
-    """A round's bundle from a hub. Raises: RecoverableError EMC-1940 when it gives none."""
+async def fetch_bundle(hub_url: str, index: int, path: Path, progress: Progress | None = None) -> Source:
+    """A round's bundle from a hub, into a file. Raises: RecoverableError EMC-1940 when it gives none."""
     url = f"{hub_url}/api/rounds/{index}/bundle"
-    answer = await request("GET", url, timeout_s=FETCH_S, max_bytes=MAX_BUNDLE_BYTES)
+    answer = await download(url, path, max_bytes=MAX_BUNDLE_BYTES, timeout_s=FETCH_S, on_progress=progress)
     if answer.status != 200:
         raise RecoverableError("EMC-1940", f"{url} answers {answer.status}")
     seal = answer.headers.get("x-emc-bundle-seal", "").removeprefix("0x")
     try:
-        return Source(url, answer.body, bytes.fromhex(seal))
+        return Source(url, path, bytes.fromhex(seal))
     except ValueError as exc:
         raise RecoverableError("EMC-1940", f"{url} gives a seal that is no hex") from exc
 
 
-def make_expectation(known: Deployment | None, index: int | None, previous: Path | None) -> Expectation:
+def examine(
+    source: Source,
+    expected: Expectation,
+    progress: Progress | None = None,
+    known: Deployment | None = None,
+    schedule: ParameterSchedule | None = None,
+) -> Verdict:
+    """Audit a bundle's file and check the seal that came with it."""
+    started = time.monotonic()
+    header = _find_header(source.path)
+    if header is not None:
+        expected = replace(expected, **expect_parameters(header, known, schedule))
+    outcome = audit_file(source.path, expected, progress)
+    named = "" if outcome.header is None else describe_parameters(outcome.header, schedule)
+    return Verdict(source, outcome, _check_seal(source, outcome), time.monotonic() - started, named)
+
+
+def make_expectation(
+    known: Deployment | None, index: int | None, previous: Path | None, bars: Bars
+) -> Expectation:
     """What a bundle is compared with. Raises: ConfigError EMC-1941 when `previous` is not sound itself."""
     facts: dict[str, Any] = {"round": index}
     if known is not None:
@@ -107,20 +141,44 @@ def make_expectation(known: Deployment | None, index: int | None, previous: Path
             "chain_id": known.chain_id,
             "staking": known.staking,
             "distributor": known.distributor,
-            "params": known.params,
         }
     if previous is not None:
-        data = _read_file(previous)
-        before = audit_bundle(data)
+        before = audit_file(_require_file(previous), progress=bars("auditing the one before", "calls"))
         if before.header is None or before.result is None:
             raise ConfigError("EMC-1941", f"{previous}: {before.difference}")
         facts |= {
             "previous_round": before.header.round,
             "previous_bundle_hash": before.bundle_hash,
             "totals": decode_totals(before.result.totals_after),
-            "settled_call_ids": {call.forward.call_id for call in iter_section(data, Section.CALLS)},
+            "settled_call_ids": _index_calls(previous),
         }
     return Expectation(**facts)
+
+
+def _find_schedule(known: Deployment | None, rpc: str) -> ParameterSchedule | None:
+    """Raises: ConfigError EMC-1941 when it is not said of which network, RecoverableError, FatalError."""
+    if not rpc:
+        return None
+    if known is None:
+        raise ConfigError("EMC-1941", "--rpc wants the network's --deployment too")
+    return fetch_schedule(known, rpc)
+
+
+def _find_header(path: Path) -> BundleHeader | None:
+    """None when the bytes are no bundle: the audit says so."""
+    with open_bundle(path) as data:
+        try:
+            return read_header(data)
+        except RemoteProtocolError:
+            return None
+
+
+def _index_calls(path: Path) -> Any:
+    from emcd.accounting.call_index import CallIdIndex
+    from emcd.proto.bundle_codec import BundleReader, read_call_ids
+
+    with open_bundle(path) as data:
+        return CallIdIndex([read_call_ids(BundleReader(data))])
 
 
 def _find_hub(
@@ -132,9 +190,11 @@ def _find_hub(
     return network.require_hub(), network.deployment
 
 
-def _read_file(path: Path) -> bytes:
+def _require_file(path: Path) -> Path:
+    """Raises: ConfigError EMC-1941."""
     try:
-        return path.read_bytes()
+        with path.open("rb"):
+            return path
     except OSError as exc:
         raise ConfigError("EMC-1941", f"{path}: {exc.strerror}") from exc
 
@@ -147,66 +207,21 @@ def _check_seal(source: Source, outcome: AuditOutcome) -> bool | None:
     return check_seal(header.domain, header.hub, header.round, bundle_hash, source.seal)
 
 
-def _document(source: Source, outcome: AuditOutcome, sealed: bool | None) -> dict[str, Any]:
-    header, result, difference = outcome.header, outcome.result, outcome.difference
-    return {
-        "source": source.name,
-        "ok": outcome.ok and sealed is not False,
-        "round": header.round if header else None,
-        "bundle_hash": hex_hash(outcome.bundle_hash) if outcome.bundle_hash else None,
-        "seal": {True: "valid", False: "invalid", None: "none"}[sealed],
-        "calls": outcome.calls,
-        "counted_calls": outcome.counted_calls,
-        "issue_wei": str(result.issue_wei) if result else None,
-        "cumulative_wei": str(result.cumulative_wei) if result else None,
-        "root": hex_hash(result.root) if result else None,
-        "results": [to_json(entry) for entry in result.results] if result else [],
-        "difference": None
-        if difference is None
-        else {
-            "code": difference.code,
-            "section": difference.section,
-            "index": difference.index,
-            "record": difference.record,
-            "detail": difference.detail,
-        },
-    }
+@contextmanager
+def _bars(*, quiet: bool) -> Iterator[Bars]:
+    """Makes progress bars on the terminal; none where nobody looks."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda title, unit: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Screen
 
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Screen(*columns, console=Console(stderr=True), transient=True) as screen:
 
-def _report(source: Source, outcome: AuditOutcome, sealed: bool | None) -> str:
-    lines = [f"{source.name}: {len(source.data):,} bytes"]
-    if outcome.header is not None and outcome.bundle_hash is not None:
-        lines.append(f"round {outcome.header.round} of hub {outcome.header.hub}")
-        lines.append(f"bundle hash {hex_hash(outcome.bundle_hash)}")
-    if sealed is not None:
-        lines.append("the hub's seal is valid" if sealed else "THE HUB'S SEAL IS NOT VALID")
-    if outcome.difference is not None:
-        return "\n".join([*lines, f"DIFFERENCE {outcome.difference}"])
-    return "\n".join([*lines, *_result_lines(source, outcome)])
+        def add(title: str, unit: str) -> Progress:
+            task = screen.add_task(f"{title} ({unit})", total=None)
+            return lambda done, total: screen.update(task, completed=done, total=total or None)
 
-
-def _result_lines(source: Source, outcome: AuditOutcome) -> list[str]:
-    result = outcome.result
-    assert result is not None
-    roles = {
-        entry.node: ParticipantRole(entry.role).name.lower()
-        for entry in iter_section(source.data, Section.PARTICIPANTS)
-    }
-    lines = [
-        f"{outcome.calls} calls, {outcome.counted_calls} of them count",
-        "",
-        f"{'participant':<42} {'role':<9} {'credits':>14} {'reward':>20}  why not",
-    ]
-    for entry in result.results:
-        reward = format_token_floor(int.from_bytes(entry.reward_wei, "big"))
-        credits_text = format_credits_floor(entry.credits_micro)
-        role = roles.get(entry.node, "-")
-        lines.append(f"{entry.node:<42} {role:<9} {credits_text:>14} {reward:>20}  {entry.reason}".rstrip())
-    return [
-        *lines,
-        "",
-        f"issued      {format_token_floor(result.issue_wei):>24} EMC",
-        f"cumulative  {format_token_floor(result.cumulative_wei):>24} EMC",
-        f"root        {hex_hash(result.root)}",
-        "every byte, signature and number is reproduced",
-    ]
+        yield add

@@ -54,6 +54,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     try:
         con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5)
         _prepare(con)
+        con.execute("PRAGMA auto_vacuum = INCREMENTAL")  # holds for a new file alone
         con.execute("PRAGMA journal_mode = WAL")
         con.execute("PRAGMA synchronous = FULL")
         con.execute("PRAGMA journal_size_limit = 67108864")

@@ -8,8 +8,10 @@ from typing import Literal
 from emcd.config import Fault, KeyFile, Listen, setting
 from emcd.types import Address, Hash
 from emcd_hub.calls.limits import CallLimits
+from emcd_hub.rounds.retention import Retention
 
 Scope = Literal["keys", "credits", "read"]
+DAY_MS = 86_400_000
 _HEX_64 = r"[0-9a-f]{64}"
 
 
@@ -60,6 +62,15 @@ class HubConfig:
     collect_poll_s: float = setting(
         5.0, minimum=0.1, doc="how often validators are asked for what is missing"
     )
+    retain_calls_days: float = setting(
+        30.0, minimum=0.0, doc="how long an archived call is still known to be its account's, for its receipt"
+    )
+    retain_results_days: float = setting(
+        90.0, minimum=1.0, doc="how long the results of archived rounds stand in the ledger, too"
+    )
+    retain_bundles_rounds: int = setting(
+        0, minimum=0, doc="how many rounds' bundles are kept; 0: all, for ever"
+    )
     private_validators: bool = setting(
         False, doc="validators' endpoints may be http or private addresses (always so on a loopback hub)"
     )
@@ -76,6 +87,14 @@ class HubConfig:
         if self.admit == "listed" and not self.allowed_nodes:
             faults.append(Fault("allowed_nodes", 'is empty, so with admit = "listed" no node may join'))
         return faults
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(
+            calls_ms=int(self.retain_calls_days * DAY_MS),
+            results_ms=int(self.retain_results_days * DAY_MS),
+            bundles_rounds=self.retain_bundles_rounds,
+        )
 
     @property
     def call_limits(self) -> CallLimits:

@@ -23,6 +23,10 @@ IN_FLIGHT = gauge("emcd_hub_calls_in_flight", "Calls between their arrival and t
 NODES_ONLINE = gauge("emcd_hub_nodes_online", "Nodes with a live tunnel and a fresh status.")
 ROUND = gauge("emcd_hub_round", "The open round.")
 ROUND_CLOSED = gauge("emcd_hub_round_closed", "The newest round that this hub sealed.")
+ARCHIVED_ROUND = gauge("emcd_hub_round_archived", "The newest round whose calls have left the ledger.")
+CLOSE_PROGRESS = gauge(
+    "emcd_hub_round_close_progress", "How much of the round being closed is done; 0: none is."
+)
 CLOSE_SECONDS = histogram("emcd_hub_round_close_seconds", "Building and storing a round's bundle.")
 
 

@@ -1,14 +1,17 @@
 """The hub's tables, in the order of their release. A released migration is never edited.
 
 A call settles its account by a trigger: there is no call without its charge. Rows of hub_calls,
-hub_batches, hub_movements, hub_deposits and hub_bundles are written once and never changed. A
-call's proofs are not stored with it: a batch holds the hashes of its records, and whoever wants a
-proof looks there. There is one hub a daemon, so no table names an instance.
+hub_batches, hub_movements and hub_bundles are written once and never changed; calls and batches go
+when their round is archived, what they cost stays in hub_usage. A call's proofs are not stored with
+it: a batch holds the hashes of its records, and whoever wants a proof looks there. There is one hub a
+daemon, so no table names an instance.
 """
 
 from __future__ import annotations
 
 from emcd.ledger import Migration
+from emcd_hub.billing.schema import PAYOUTS
+from emcd_hub.rounds.schema import ARCHIVE
 
 _BILLING = Migration(
     1,
@@ -216,4 +219,4 @@ _ROUNDS = Migration(
     """,
 )
 
-MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS)
+MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS, PAYOUTS, ARCHIVE)

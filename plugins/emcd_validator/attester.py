@@ -8,18 +8,20 @@ round is checked against are written in that same transaction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
-from emcd.accounting.audit import AuditOutcome, audit_bundle, check_seal
+from emcd.accounting.audit import AuditOutcome, check_seal
 from emcd.accounting.expectation import Expectation
 from emcd.accounting.receipt import CallReceipt
 from emcd.errors import RecoverableError, RemoteProtocolError
-from emcd.proto.bundle_codec import Section, compute_bundle_hash, iter_section, read_header
+from emcd.ledger import Connection
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import RoundRoot
+from emcd.types import Address
 from emcd_validator.base import BaseFinder, Waiting, settle, write_settled
 from emcd_validator.bundle_check import (
     BundleFacts,
@@ -29,7 +31,15 @@ from emcd_validator.bundle_check import (
     Refusal,
     find_refusal,
     list_wanted,
-    read_facts,
+)
+from emcd_validator.bundle_store import (
+    BundleStore,
+    SettledCalls,
+    audit,
+    compute_hash,
+    find_last_deposit,
+    load_facts,
+    load_header,
 )
 from emcd_validator.chain_view import ChainViews
 from emcd_validator.entry import read_round_root_item, round_root_item
@@ -41,14 +51,14 @@ from emcd_validator.probe_request import PATH, upstream_hash
 from emcd_validator.queries.bundles import (
     SettledRound,
     list_bundles,
-    list_settled_calls,
     list_settled_deposits,
     set_refusal,
 )
-from emcd_validator.queries.items import Kind, find_item, list_omissions
+from emcd_validator.queries.items import Kind, list_omissions
 from emcd_validator.queries.rounds import ProbeRow, list_probes
+from emcd_validator.queries.settled_calls import is_settled
 from emcd_validator.seal import keep_seal
-from emcd_validator.signatory import issue
+from emcd_validator.signatory import find_own, issue
 from emcd_validator.statement import read_receipt
 from emcd_validator.validator import Validator
 from emcd_validator.view import RoundView
@@ -68,22 +78,26 @@ Decision = Signed | Refusal | Waiting
 class Attester:
     """The audits and attestations of one validator."""
 
-    def __init__(self, validator: Validator, hub: HubClient, views: ChainViews, voter: Voter) -> None:
+    def __init__(
+        self, validator: Validator, hub: HubClient, store: BundleStore, views: ChainViews, voter: Voter
+    ) -> None:
         self._validator = validator
         self._hub = hub
+        self._store = store
         self._views = views
         self._voter = voter
         self._timeout_s = min(60.0, max(3.0, validator.params.round_s / 4))
-        self._bases = BaseFinder(validator, hub, views, self._timeout_s)
+        self._bases = BaseFinder(validator, hub, store, views, self._timeout_s)
         self.decisions: dict[int, Decision] = {}
         """What this process decided, by round; the ledger has it for good."""
 
     async def run(self) -> None:
         """Decide on every closed round that may still be published. Runs until cancelled."""
         validator = self._validator
+        await self._store.prepare()
         while True:
             newest = validator.current_round() - 2
-            oldest = max(0, newest - validator.params.void_after_rounds)
+            oldest = max(0, newest - validator.params_now().void_after_rounds)
             for stale in [index for index in self.decisions if index < oldest]:
                 del self.decisions[stale]
             try:
@@ -104,22 +118,22 @@ class Attester:
                 known = await self._decide(round_index)
             except RemoteProtocolError as exc:
                 known = Waiting(exc.code, exc.detail)
+        if not isinstance(known, Waiting):
+            self._store.drop(round_index)
         self.decisions[round_index] = known
         return known
 
     async def _load(self, round_index: int) -> Decision | None:
         """What an earlier run of the daemon decided."""
         validator = self._validator
-        item = await validator.read(
-            lambda con: find_item(con, validator.address, Kind.ROUND_ROOT, round_index, validator.address)
-        )
+        item = await find_own(validator, Kind.ROUND_ROOT, round_index)
         if item is not None:
             return Signed(read_round_root_item(await issue(validator, item)))
         rows = await validator.read(lambda con: list_bundles(con, validator.address, round_index))
         return next((Refusal(row.code, row.reason) for row in rows if row.code), None)
 
     async def _decide(self, round_index: int) -> Decision:
-        sealed = await self._hub.find_bundle(round_index, self._timeout_s)
+        sealed = await self._hub.find_bundle(round_index, self._store.path(round_index), self._timeout_s)
         if sealed is None:
             return Waiting("EMC-1801", "the hub serves no bundle of the round yet")
         decision = await self._keep_seal(round_index, sealed) or await self._judge(round_index, sealed)
@@ -130,7 +144,7 @@ class Attester:
     async def _keep_seal(self, round_index: int, sealed: SealedBundle) -> Decision | None:
         """Check the hub's word for the bytes, and whether it gave another before."""
         validator = self._validator
-        actual = await trio.to_thread.run_sync(compute_bundle_hash, sealed.data)
+        actual = await compute_hash(sealed.path)
         if actual != sealed.bundle_hash:
             return Waiting("EMC-1807", f"the bytes have hash 0x{actual.hex()}, not the one in the header")
         if not check_seal(validator.domain, validator.hub, round_index, actual, sealed.seal):
@@ -142,26 +156,23 @@ class Attester:
 
     async def _judge(self, round_index: int, sealed: SealedBundle) -> Decision:
         view = await self._views.fetch_checked_view(round_index)
-        base = await self._bases.find(read_header(sealed.data))
+        base = await self._bases.find(await load_header(sealed.path))
         if not isinstance(base, SettledRound):
             return base
         expected = await self._expect(view, base, sealed)
         with AUDIT_SECONDS.time():
-            outcome = await trio.to_thread.run_sync(audit_bundle, sealed.data, expected)
+            outcome = await audit(sealed.path, expected, self._settled(round_index))
         if outcome.difference is not None:
             return Refusal(outcome.difference.code, str(outcome.difference))
-        knowledge = await self._know(round_index, base, sealed)
+        knowledge = await self._know(view, base, sealed)
         if isinstance(knowledge, Waiting):
             return knowledge
-        facts = await trio.to_thread.run_sync(read_facts, sealed.data, list_wanted(knowledge))
+        facts = await load_facts(sealed.path, list_wanted(knowledge), outcome.vault_micro)
         return find_refusal(facts, knowledge) or await self._accept(view, base, outcome, facts)
 
     async def _expect(self, view: RoundView, base: SettledRound, sealed: SealedBundle) -> Expectation:
         validator, deployment = self._validator, self._validator.deployment
-        first = view.round - validator.params.carry_rounds
-        settled = await validator.read(
-            lambda con: list_settled_calls(con, validator.address, first, view.round - 1)
-        )
+        tables = validator.parameters.schedule.tables_for(0, view.round)
         return Expectation(
             bundle_hash=sealed.bundle_hash,
             round=view.round,
@@ -169,8 +180,9 @@ class Attester:
             chain_id=deployment.chain_id,
             staking=deployment.staking,
             distributor=deployment.distributor,
-            params=deployment.params,
-            prices=(deployment.prices,),
+            params=validator.params_at(view.round),
+            prices=tuple(item.table for item in tables),
+            prices_from=tuple(item.from_round for item in tables),
             snapshot_block=view.snapshot_block,
             snapshot_block_hash=view.snapshot_hash,
             beacon_block=view.beacon_block,
@@ -180,33 +192,49 @@ class Attester:
             previous_round=base.round,
             previous_bundle_hash=base.bundle_hash,
             totals=base.totals,
-            settled_call_ids=settled,
         )
 
-    async def _know(self, round_index: int, base: SettledRound, sealed: SealedBundle) -> Knowledge | Waiting:
+    def _settled(self, round_index: int) -> SettledCalls:
+        """Where the calls stand that no bundle of this round may pay again."""
+        validator = self._validator
+        first = round_index - validator.params_at(round_index).carry_rounds
+        return SettledCalls(validator.ledger.path, validator.address, first, round_index - 1)
+
+    async def _list_open(
+        self, filed: Sequence[tuple[bytes, Address]], round_index: int
+    ) -> list[tuple[bytes, Address]]:
+        """Those filed omissions that no bundle has settled since."""
+        me = self._validator.address
+        first = round_index - self._validator.params_at(round_index).carry_rounds
+
+        def read(con: Connection) -> list[tuple[bytes, Address]]:
+            return [item for item in filed if not is_settled(con, me, item[0], first, round_index - 1)]
+
+        return await self._validator.read(read)
+
+    async def _know(self, view: RoundView, base: SettledRound, sealed: SealedBundle) -> Knowledge | Waiting:
         """What this validator witnessed of the round."""
-        validator, me = self._validator, self._validator.address
-        params = validator.params
+        validator, me, round_index = self._validator, self._validator.address, view.round
+        params = validator.params_at(round_index)
         first = round_index - params.carry_rounds
         probes = await validator.read(lambda con: list_probes(con, me, round_index))
-        settled = await validator.read(lambda con: list_settled_calls(con, me, first, round_index - 1))
         # The hub can fetch what was filed before the round began in two graces: a node that sends its
         # batch to validators only, and late, makes no bundle wrong.
         filed = await validator.read(
             lambda con: list_omissions(con, me, first, round_index - 1, params.round_start_ms(round_index))
         )
         deposits = {item.index: item for item in await self._views.fetch_deposits()}
-        listed = max((entry.index for entry in iter_section(sealed.data, Section.DEPOSITS)), default=-1)
+        listed = await find_last_deposit(sealed.path)
         if listed not in deposits and listed >= 0:
             return Waiting("EMC-1826", f"deposit {listed} is not on the chain as this validator sees it")
         return Knowledge(
-            validator=me,
+            validator=validator.speaker(view.members),
             round=round_index,
             own=await self._voter.list_own(round_index),
             held=await self._voter.list_held(round_index, in_time=True),
             own_calls=[call for probe in probes if (call := make_own_call(probe)) is not None],
             struck=await self._voter.list_struck(round_index),
-            omissions=[item for item in filed if item[0] not in settled],
+            omissions=await self._list_open(filed, round_index),
             deposits={
                 index: KnownDeposit(item.account, item.amount_wei, item.credits_micro, item.block)
                 for index, item in deposits.items()
@@ -220,15 +248,14 @@ class Attester:
     ) -> Decision:
         """Build on the bundle from now on, and sign it where this validator has a say."""
         validator = self._validator
-        is_member = view.is_member(validator.address)
+        me = validator.speaker(view.members)
+        is_member = me in view.members
         settled = settle(base, outcome, facts, is_signed=is_member)
         keep = partial(write_settled, instance=validator.address, settled=settled, facts=facts)
         if not is_member:
             await validator.write(keep)
             return Refusal("EMC-1828", "this validator is not in the epoch's set")
-        item = await issue(
-            validator, round_root_item(outcome.round_root, validator.address, validator.now_ms()), keep
-        )
+        item = await issue(validator, round_root_item(outcome.round_root, me, validator.now_ms()), keep)
         root = read_round_root_item(item)
         self._tell(view.round, root.bundle_hash, "", "")
         validator.log.info("round attested", round=view.round, bundle_hash="0x" + root.bundle_hash.hex())

@@ -11,19 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import trio
-
-from emcd.accounting.audit import AuditOutcome, audit_bundle
+from emcd.accounting.audit import AuditOutcome
 from emcd.accounting.expectation import Expectation
+from emcd.accounting.offence import list_convictions
 from emcd.accounting.round_result import decode_totals
 from emcd.accounting.suspension import Conduct, advance_conduct
 from emcd.chain import Publication, PublicationState
 from emcd.ledger import Connection
 from emcd.proto.bundle import BundleHeader
-from emcd.proto.bundle_codec import Section, iter_section
 from emcd.proto.params import NetworkParams
 from emcd.types import ZERO_HASH, Address
-from emcd_validator.bundle_check import BundleFacts, Refusal, read_facts
+from emcd_validator.bundle_check import BundleFacts, Refusal
+from emcd_validator.bundle_store import BundleStore, audit, list_suspended, load_facts
 from emcd_validator.chain_view import ChainViews
 from emcd_validator.hub_client import HubClient
 from emcd_validator.queries.bundles import (
@@ -95,15 +94,17 @@ def settle(
     assert header is not None
     assert result is not None
     assert bundle_hash is not None
+    conduct = advance_conduct(before.conduct, header.round, result.strikes, header.params)
     return SettledRound(
         round=header.round,
         bundle_hash=bundle_hash,
         root=result.root,
         previous_round=before.round,
         totals=decode_totals(result.totals_after),
-        conduct=advance_conduct(before.conduct, header.round, result.strikes, header.params),
+        conduct=conduct,
         vault_used_micro=before.vault_used_micro + facts.vault_micro,
         is_signed=is_signed,
+        convictions=list_convictions(conduct, header.round, bundle_hash, result.strikes) if is_signed else (),
     )
 
 
@@ -115,9 +116,12 @@ def write_settled(con: Connection, instance: Address, settled: SettledRound, fac
 class BaseFinder:
     """Finds the settled round a bundle builds on."""
 
-    def __init__(self, validator: Validator, hub: HubClient, views: ChainViews, timeout_s: float) -> None:
+    def __init__(
+        self, validator: Validator, hub: HubClient, store: BundleStore, views: ChainViews, timeout_s: float
+    ) -> None:
         self._validator = validator
         self._hub = hub
+        self._store = store
         self._views = views
         self._timeout_s = timeout_s
 
@@ -144,7 +148,7 @@ class BaseFinder:
             if last is None:
                 return None
             publication = await self._views.fetch_publication(last.round)
-            if not is_abandoned(last, publication, before_round, validator.params):
+            if not is_abandoned(last, publication, before_round, validator.params_at(before_round)):
                 return last
             validator.log.warning("a settled round came to nothing", code="EMC-1829", round=last.round)
             await validator.write(partial(delete_settled, instance=validator.address, round_index=last.round))
@@ -178,19 +182,16 @@ class BaseFinder:
         return await self._fold(base or _presume(adopted[-1], round_index), reversed(adopted))
 
     async def _fetch(self, round_index: int, bundle_hash: bytes) -> _Adopted | Refusal | Waiting:
-        sealed = await self._hub.find_bundle(round_index, self._timeout_s)
+        path = self._store.path(round_index)
+        sealed = await self._hub.find_bundle(round_index, path, self._timeout_s)
         if sealed is None:
             return Waiting("EMC-1827", f"the hub does not serve round {round_index}, on which it builds")
-        audit = partial(audit_bundle, sealed.data, Expectation(bundle_hash=bundle_hash, round=round_index))
-        outcome = await trio.to_thread.run_sync(audit)
+        outcome = await audit(path, Expectation(bundle_hash=bundle_hash, round=round_index), None)
         if outcome.difference is not None:
             return Refusal("EMC-1831", f"round {round_index}, on which it builds: {outcome.difference}")
-        facts = await trio.to_thread.run_sync(read_facts, sealed.data, frozenset[bytes]())
-        suspended = {
-            entry.node: entry.suspended_until_round
-            for entry in iter_section(sealed.data, Section.PARTICIPANTS)
-            if entry.suspended_until_round
-        }
+        facts = await load_facts(path, frozenset(), outcome.vault_micro)
+        suspended = await list_suspended(path)
+        self._store.drop(round_index)
         return _Adopted(outcome, facts, suspended)
 
     async def _fold(self, base: SettledRound, adopted: Iterable[_Adopted]) -> SettledRound:

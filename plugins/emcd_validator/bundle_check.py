@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from mmap import mmap
 
 from emcd.accounting.plan import compute_commitment
 from emcd.accounting.receipt import CallReceipt
 from emcd.proto.bundle import CallEntry, CommitmentEntry, DepositEntry, RevealEntry, VoteEntry
-from emcd.proto.bundle_codec import Section, iter_section
+from emcd.proto.bundle_codec import BundleReader, Section, find_call, read_call_ids
 from emcd.proto.messages import Verdict
 from emcd.proto.records import format_call_id
 from emcd.types import Address
 from emcd_validator.entry import Held
+
+Content = bytes | mmap
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,10 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """The parts of a bundle that a witness looks at."""
+    """The parts of a bundle that a witness looks at; `call_ids` of all its calls, joined, ascending."""
 
     calls: Mapping[bytes, CallEntry]
-    call_ids: frozenset[bytes]
+    call_ids: bytes
     vault_micro: int
     commitments: Mapping[Address, CommitmentEntry]
     reveals: Mapping[Address, RevealEntry]
@@ -88,25 +91,21 @@ class BundleFacts:
     deposits: Sequence[DepositEntry]
 
 
-def read_facts(data: bytes, wanted: frozenset[bytes]) -> BundleFacts:
-    """Read a bundle that passed its audit; of the calls only the wanted ones are kept whole."""
-    calls: dict[bytes, CallEntry] = {}
-    call_ids: set[bytes] = set()
-    vault_micro = 0
-    for entry in iter_section(data, Section.CALLS):
-        call_id = entry.forward.call_id
-        call_ids.add(call_id)
-        vault_micro += entry.delivery.vault_micro
-        if call_id in wanted:
-            calls[call_id] = entry
+def read_facts(data: Content, wanted: frozenset[bytes], vault_micro: int) -> BundleFacts:
+    """Read a bundle that passed its audit; of the calls only the wanted ones are kept whole.
+
+    Args: `vault_micro` as the audit added it up.
+    """
+    reader = BundleReader(data)
+    found = {call_id: find_call(reader, call_id) for call_id in sorted(wanted)}
     return BundleFacts(
-        calls,
-        frozenset(call_ids),
+        {call_id: item[1] for call_id, item in found.items() if item is not None},
+        read_call_ids(reader),
         vault_micro,
-        {entry.commitment.validator: entry for entry in iter_section(data, Section.COMMITMENTS)},
-        {entry.reveal.validator: entry for entry in iter_section(data, Section.REVEALS)},
-        {(entry.vote.call_id, entry.vote.validator): entry for entry in iter_section(data, Section.VOTES)},
-        list(iter_section(data, Section.DEPOSITS)),
+        {entry.commitment.validator: entry for entry in reader.items(Section.COMMITMENTS)},
+        {entry.reveal.validator: entry for entry in reader.items(Section.REVEALS)},
+        {(entry.vote.call_id, entry.vote.validator): entry for entry in reader.items(Section.VOTES)},
+        list(reader.items(Section.DEPOSITS)),
     )
 
 

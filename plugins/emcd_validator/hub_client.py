@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.net.download import download
 from emcd.net.http_client import Response, request
 from emcd.proto.address import parse_address, parse_hash
 from emcd.proto.bundle_codec import MAX_BUNDLE_BYTES
@@ -47,9 +49,9 @@ class HubAnswer:
 
 @dataclass(frozen=True)
 class SealedBundle:
-    """A bundle's bytes with the hub's word for them, both unchecked."""
+    """A bundle's file with the hub's word for it, both unchecked."""
 
-    data: bytes
+    path: Path
     bundle_hash: Hash
     seal: bytes
 
@@ -75,6 +77,7 @@ class HubClient:
     def __init__(self, base_url: str, *, timeout_s: float = 10.0) -> None:
         self._base = base_url.rstrip("/")
         self._timeout_s = timeout_s
+        self._held: dict[Path, SealedBundle] = {}
 
     async def fetch_nodes(self) -> Mapping[Address, NodeOffer]:
         """The nodes with what they offer. Raises: RecoverableError."""
@@ -121,20 +124,37 @@ class HubClient:
             raise RecoverableError("EMC-1809", f"{path} answers {answer.status}")
         return answer.body
 
-    async def find_bundle(self, round_index: int, timeout_s: float) -> SealedBundle | None:
-        """The round's sealed bundle; None while there is none. Raises: RecoverableError."""
-        path = f"/api/rounds/{round_index}/bundle"
-        answer = await self._get(path, max_bytes=MAX_BUNDLE_BYTES, timeout_s=timeout_s)
+    async def find_bundle(self, round_index: int, path: Path, timeout_s: float) -> SealedBundle | None:
+        """Fetch the round's sealed bundle into a file; None while there is none.
+
+        A file that is there already, by this client, is fetched again only when the hub has another one.
+
+        Raises: RecoverableError. OSError (the disk).
+        """
+        url = f"{self._base}/api/rounds/{round_index}/bundle"
+        held = self._find_held(path)
+        headers = {} if held is None else {"if-none-match": f'"{held.bundle_hash.hex()}"'}
+        fresh = path.with_suffix(".partial")
+        answer = await download(url, fresh, max_bytes=MAX_BUNDLE_BYTES, timeout_s=timeout_s, headers=headers)
+        if answer.status == 304 and held is not None:
+            return held
         if answer.status == 404:
             return None
         if answer.status != 200:
-            raise RecoverableError("EMC-1809", f"{path} answers {answer.status}")
+            raise RecoverableError("EMC-1809", f"{url} answers {answer.status}")
         try:
             bundle_hash = parse_hash(answer.headers.get("x-emc-bundle-hash", ""))
             seal = bytes.fromhex(answer.headers.get("x-emc-bundle-seal", "").removeprefix("0x"))
         except (RemoteProtocolError, ValueError) as exc:
-            raise RecoverableError("EMC-1809", f"{path}: {exc}") from exc
-        return SealedBundle(answer.body, bundle_hash, seal)
+            fresh.unlink(missing_ok=True)
+            raise RecoverableError("EMC-1809", f"{url}: {exc}") from exc
+        fresh.replace(path)
+        self._held[path] = SealedBundle(path, bundle_hash, seal)
+        return self._held[path]
+
+    def _find_held(self, path: Path) -> SealedBundle | None:
+        self._held = {known: item for known, item in self._held.items() if known.is_file()}
+        return self._held.get(path)
 
     async def _get(
         self,
@@ -142,12 +162,11 @@ class HubClient:
         *,
         max_bytes: int,
         headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
     ) -> Response:
         return await request(
             "GET",
             self._base + path,
             headers=headers,
-            timeout_s=timeout_s or self._timeout_s,
+            timeout_s=self._timeout_s,
             max_bytes=max_bytes,
         )

@@ -446,7 +446,7 @@ async def test_purchase_is_credited_once_and_undone_with_its_block(tmp_path: Pat
         watcher = net.chain.watchers[0]
         await watcher.sink.rollback(watcher.block - 1)
         assert await net.world.balances() == (0, 700)
-        assert net.world.plane.book.find(net.world.account_id).vault_micro == 700
+        assert net.world.plane.book.find(net.world.account_id).usable_vault_micro == 700
         await buy(net, 300, index=1)
         assert await net.world.balances() == (0, 1000)
         assert await net.world.ledger.read(find_imbalance) is None
@@ -490,7 +490,8 @@ async def test_extraction_is_taken_listed_and_ends_with_its_claim(tmp_path: Path
         wallet_name = f"wallet of {net.nodes[0].key.address}"
         wallet, page = extraction_page(net, wallet_name)
         answer = await ask(net, wallet, page)
-        assert (answer.status, answer.json()["state"]) == (202, "requested")
+        assert answer.status == 202
+        assert answer.json()["state"] in ("requested", "waiting")
         assert (await ask(net, wallet, page)).status == 202
         listed = (await net.get("/api/extractions?state=requested"))["extractions"]
         assert [item["extraction"] for item in listed] == [page["extraction"]]

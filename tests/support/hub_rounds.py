@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -49,6 +49,7 @@ def quick_deployment(round_s: int = 2, *, rounds_ago: int = 100) -> Deployment:
     return make_deployment(**{name: getattr(params, name) for name in names})
 
 
+@cache
 def wallet_of(node: Address) -> Address:
     return make_key(f"wallet of {node}").address
 
@@ -90,6 +91,7 @@ class StubChain:
         self.staking = self.distributor = self.vault = self
         self.fork = b""
         self.broken = False
+        self.problem = ""
         self.watchers: list[StubWatcher] = []
         self._first_ms = (deployment.params.genesis_time_s - 3600) * 1000
 
@@ -129,7 +131,7 @@ class StubChain:
         ]
         return tuple(sorted(rows, key=lambda row: address_bytes(row.node)))
 
-    async def fetch_snapshot(self, at: BlockRef) -> tuple[SnapshotEntry, ...]:
+    async def fetch_snapshot(self, at: BlockRef, epoch: int = 0) -> tuple[SnapshotEntry, ...]:
         await trio.lowlevel.checkpoint()
         return self.snapshot()
 

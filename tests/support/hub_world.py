@@ -59,8 +59,8 @@ MANIFEST = EngineManifest(name=MODEL)
 def make_deployment(**params: Any) -> Deployment:
     """A network that began long ago, on no chain."""
     numbers: dict[str, Any] = {"genesis_time_s": 1_700_000_000 // 7200 * 7200, **params}
-    token, staking, distributor, vault = (make_key(f"contract {n}").address for n in range(4))
-    return Deployment(31337, token, staking, distributor, vault, 1, NetworkParams(**numbers))
+    contracts = [make_key(f"contract {n}").address for n in range(5)]
+    return Deployment(31337, *contracts, 1, NetworkParams(**numbers))
 
 
 DEPLOYMENT = make_deployment()
@@ -285,7 +285,8 @@ class HubWorld:
 
         def read(con: Any) -> tuple[int, int]:
             row = con.execute(
-                "SELECT granted_micro, vault_micro FROM hub_accounts WHERE account_id = ?", (self.account_id,)
+                "SELECT granted_micro, max(0, vault_micro - undone_micro) FROM hub_accounts WHERE account_id = ?",
+                (self.account_id,),
             ).fetchone()
             return row[0], row[1]
 

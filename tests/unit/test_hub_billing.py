@@ -78,12 +78,34 @@ def test_misuse_is_a_fault_and_changes_nothing() -> None:
     assert (account.granted_micro, account.reserved_micro, account.calls) == (90, 0, 0)
 
 
-def test_undone_purchase_never_takes_what_is_reserved() -> None:
+def test_undone_purchase_leaves_calls_in_flight_what_they_hold() -> None:
     book = AccountBook()
     account = book.load("a", 0, 100)
-    reserve(book, 70)
-    assert book.debit_vault("a", 100) == 30
-    assert account.free_micro == 0
+    held = reserve(book, 70)
+    book.undo_vault("a", 100)
+    assert (account.free_micro, account.usable_vault_micro, account.debt_micro) == (0, 0, 0)
+    assert book.extend(held, 90) == 70
+    assert book.settle(held, 70) == Charge(0, 70)
+    assert (account.balance_micro, account.debt_micro) == (0, 70)
+
+
+def test_next_purchase_pays_the_debt_first() -> None:
+    book = AccountBook()
+    account = book.load("a", 0, 100)
+    book.settle(reserve(book, 80), 80)
+    book.undo_vault("a", 100)
+    assert (account.usable_vault_micro, account.debt_micro) == (0, 80)
+    assert book.reserve("a", 1, 1) is Refused.INSUFFICIENT
+    book.credit("a", 0, 90)
+    assert (account.usable_vault_micro, account.debt_micro, account.free_micro) == (10, 0, 10)
+
+
+def test_grant_is_not_taken_for_a_debt_and_is_used_although_the_vault_is_first() -> None:
+    book = AccountBook(use_first="vault")
+    account = book.load("a", 50, 100, 90)
+    assert account.free_micro == 60
+    assert book.settle(reserve(book, 40), 40) == Charge(30, 10)
+    assert (account.granted_micro, account.usable_vault_micro, account.debt_micro) == (20, 0, 0)
 
 
 def test_secret_has_256_bits_and_shows_48() -> None:

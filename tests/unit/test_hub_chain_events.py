@@ -26,13 +26,13 @@ from emcd_hub.rounds.chain_events import HubEventSink
 async def test_purchase_that_commits_too_late_is_credited_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = chain_row.insert_deposit
+    inner = chain_row.credit_deposit
 
     def slow(*args: Any) -> Any:
         time.sleep(0.3)
         return inner(*args)
 
-    monkeypatch.setattr(chain_events, "insert_deposit", slow)
+    monkeypatch.setattr(chain_events, "credit_deposit", slow)
     book = AccountBook()
     async with open_ledger(tmp_path / "ledger.db", {"hub": SPEC.migrations}) as ledger:
         row = await ledger.write(lambda con: insert_account(con, "acct_a", "a", 1))
@@ -41,7 +41,13 @@ async def test_purchase_that_commits_too_late_is_credited_once(
             ledger=ledger, clock=SystemClock(), params=NetworkParams(0), book=book, bus=Bus(),
             log=structlog.get_logger(),
         )  # fmt: skip
-        args = {"index": 0, "account": vault_account("acct_a"), "amountWei": 1, "creditsMicro": 50}
+        args = {
+            "index": 0,
+            "account": vault_account("acct_a"),
+            "payer": "0xpayer",
+            "amountWei": 1,
+            "creditsMicro": 50,
+        }
         event = ChainEvent("vault", "CreditsBought", args, 1, Hash(bytes(32)), 1, Hash(b"\1" * 32), 0)
         monkeypatch.setattr(chain_events, "WRITE_TIMEOUT_S", 0.1)
         with pytest.raises(trio.TooSlowError):

@@ -46,7 +46,7 @@ def test_typed_struct_is_an_object_of_hex_and_decimals() -> None:
         NetworkParams(genesis_time_s=7200),
         PriceTable(),
         BundleHeader(
-            1, 2, ADDRESS, 3, ADDRESS, ADDRESS, NetworkParams(0), (PriceTable(),), 4, ZERO_HASH, 5,
+            1, 2, ADDRESS, 3, ADDRESS, ADDRESS, NetworkParams(0), (PriceTable(),), (0,), 4, ZERO_HASH, 5,
             ZERO_HASH, -1, ZERO_HASH, bytes(32), ZERO_HASH, bytes(32),
         ),
     ],

@@ -13,7 +13,6 @@ from emcd.errors import RecoverableError
 from emcd.inference.manifest import EmbeddingManifest, EngineManifest, canonical_json
 from emcd.proto.messages import NodeStatus
 from emcd.proto.openai import Endpoint
-from emcd.proto.params import ModelPrice, PriceTable
 from emcd.testing import make_key
 from emcd.types import Address, ParticipantRole
 from emcd_hub.nodes.board import NodeBoard, NodeEntry
@@ -22,7 +21,7 @@ from emcd_hub.nodes.routing import NoRoute, choose_node
 from emcd_hub.nodes.status import ModelInfo, read_manifest
 
 EMBED = Endpoint.EMBEDDINGS
-INFO = ModelInfo(b"h" * 32, "m", frozenset({EMBED}), 256, ModelPrice())
+INFO = ModelInfo(b"h" * 32, "m", frozenset({EMBED}), 256)
 
 
 @dataclass
@@ -139,14 +138,11 @@ async def test_who_gives_up_waiting_leaves_no_trace() -> None:
     assert entry.free == 1
 
 
-def test_manifest_says_what_is_served_and_what_it_costs() -> None:
+def test_manifest_says_what_is_served() -> None:
     embedder = EmbeddingManifest(name="e", files={}, graph="g", dimension=3, max_tokens=256)
-    info = read_manifest(canonical_json(embedder), PriceTable())
+    info = read_manifest(canonical_json(embedder))
     assert (info.name, info.endpoints, info.max_input_tokens) == ("e", frozenset({EMBED}), 256)
-    price = ModelPrice(1, 2, 3)
-    table = PriceTable(1, ModelPrice(), (("0x" + info.model_hash.hex(), price),))
-    assert read_manifest(canonical_json(embedder), table).price == price
-    engine = read_manifest(canonical_json(EngineManifest(name="x")), table)
+    engine = read_manifest(canonical_json(EngineManifest(name="x")))
     assert (engine.endpoints, engine.max_input_tokens) == (frozenset(Endpoint), None)
 
 

@@ -10,8 +10,9 @@ import pytest
 from emcd.clock import SystemClock
 from emcd.errors import EmcdError
 from emcd.proto.openai import Endpoint, UpstreamRequest
-from emcd.proto.params import ModelPrice, NetworkParams
+from emcd.proto.params import ModelPrice, NetworkParams, PriceTable
 from emcd.proto.records import CallStatus, Forward, Receipt
+from emcd.services import FixedParameters
 from emcd.testing import make_key
 from emcd.types import ZERO_ADDRESS
 from emcd_hub.billing.book import AccountBook, Reservation
@@ -20,6 +21,7 @@ from emcd_hub.calls.context import CallContext
 from emcd_hub.calls.limits import CallLimits
 from emcd_hub.calls.receipt_check import find_receipt_fault
 from emcd_hub.calls.recorder import CallRecorder, OpenCall
+from emcd_hub.in_force import InForce
 from emcd_hub.nodes.status import ModelInfo
 
 PRICE = ModelPrice(1_000_000, 1_000_000, 1)
@@ -47,17 +49,18 @@ class Sink:
 
 
 def make_recorder(book: AccountBook, ledger: Ledger, genesis_time_s: int = 0) -> CallRecorder:
+    in_force = InForce(FixedParameters(NetworkParams(genesis_time_s), PriceTable()))
     return CallRecorder(
-        hub=FORWARD.hub, params=NetworkParams(genesis_time_s), price_version=1, ledger=cast("Any", ledger),
-        clock=SystemClock(), book=book, sink=Sink(), random_bytes=bytes, last_seq=0,
+        hub=FORWARD.hub, in_force=in_force, ledger=cast("Any", ledger), clock=SystemClock(), book=book,
+        sink=Sink(), random_bytes=bytes, last_seq=0,
     )  # fmt: skip
 
 
 def make_call(book: AccountBook, limit: int | None = None) -> OpenCall:
     held = book.reserve("a", 100, 100)
     assert isinstance(held, Reservation)
-    info = ModelInfo(HASH, "m", frozenset({Endpoint.CHAT}), limit, PRICE)
-    return OpenCall(FORWARD, HASH, b"", info, held)
+    info = ModelInfo(HASH, "m", frozenset({Endpoint.CHAT}), limit)
+    return OpenCall(FORWARD, HASH, b"", info, held, PRICE)
 
 
 def loaded_book() -> AccountBook:

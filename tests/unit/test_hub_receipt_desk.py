@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,13 +10,15 @@ import trio
 import trio.testing
 
 from emcd.clock import SystemClock
+from emcd.ledger import Ledger as RealLedger
 from emcd.proto.control import BatchMessage
 from emcd.proto.eip712 import Domain
 from emcd.proto.hashing import keccak
 from emcd.proto.records import RecordBatch, RecordKind, batch_root
-from emcd.testing import make_key
+from emcd.testing import make_key, temporary_ledger
 from emcd_hub.records import receipt_desk
 from emcd_hub.records.receipt_desk import ReceiptDesk
+from emcd_hub.role import SPEC
 
 KEY, OTHER = make_key("node"), make_key("other").address
 DOMAIN = Domain(31337, OTHER)
@@ -96,3 +99,50 @@ async def test_receipts_owed_for_too_long_are_forgotten() -> None:
     desk.expect(h(3), OTHER, now_ms - 3_600_001)
     await desk.sweep()
     assert desk.count_owed() == 1
+
+
+async def desk_with_proven(
+    folder: Path, ledger: RealLedger, monkeypatch: pytest.MonkeyPatch, count: int
+) -> ReceiptDesk:
+    """A desk to which one node has proven receipts 0 .. count - 1, each in a batch of its own."""
+    monkeypatch.setattr(receipt_desk, "PARKED_MS", -1)
+    desk = ReceiptDesk(domain=DOMAIN, ledger=ledger, clock=SystemClock(), keep_ms=3_600_000)
+    for number in range(count):
+        desk.expect(h(number), KEY.address, SystemClock().now_ms())
+        await desk.take(KEY.address, make_batch(h(number)))
+    return desk
+
+
+async def roots(ledger: RealLedger) -> list[int]:
+    """Records of each batch on disk, in the order in which they came."""
+    sql = "SELECT length(record_hashes) / 32 FROM hub_batches ORDER BY batch_id"
+    return await ledger.read(lambda con: [row[0] for row in con.execute(sql)])
+
+
+async def test_proven_receipts_may_be_signed_once_more_in_a_larger_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with temporary_ledger(tmp_path, {"hub": SPEC.migrations}) as ledger:
+        desk = await desk_with_proven(tmp_path, ledger, monkeypatch, 3)
+        for _ in range(2):
+            await desk.take(KEY.address, make_batch(h(0), h(1), h(2)))
+            await desk.sweep()
+        assert await roots(ledger) == [1, 1, 1, 3]
+        await desk.take(KEY.address, make_batch(h(2), h(1)))
+        await desk.sweep()
+        assert await roots(ledger) == [1, 1, 1, 3], "each receipt has been signed twice"
+
+
+async def test_batch_of_what_nobody_delivered_or_of_one_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with temporary_ledger(tmp_path, {"hub": SPEC.migrations}) as ledger:
+        desk = await desk_with_proven(tmp_path, ledger, monkeypatch, 2)
+        for batch in (make_batch(h(7), h(8), h(9)), make_batch(h(0))):
+            await desk.take(KEY.address, batch)
+            await desk.sweep()
+        assert await roots(ledger) == [1, 1]
+        desk.restore_allowance([(KEY.address, 1)])
+        await desk.take(KEY.address, make_batch(h(0), h(1), h(7)))
+        await desk.sweep()
+        assert await roots(ledger) == [1, 1, 3]

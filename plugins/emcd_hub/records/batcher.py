@@ -19,10 +19,11 @@ from emcd.metrics import counter
 from emcd.proto.control import ProofMessage, encode
 from emcd.proto.eip712 import Domain
 from emcd.proto.merkle import build_proof, build_tree, record_leaf
-from emcd.proto.records import BATCH_MS, BATCH_RECORDS, RecordBatch, RecordKind, RecordProof
+from emcd.proto.records import BATCH_MS, BATCH_RECORDS, Delivery, RecordBatch, RecordKind, RecordProof
 from emcd.proto.signing import Signer
 from emcd.types import Address, Hash
-from emcd_hub.records.batch_row import StoredBatch, insert_batches
+from emcd_hub.records.batch_row import StoredBatch, insert_batches, insert_late_batch
+from emcd_hub.records.unsigned import UnsignedDelivery
 
 Notify = Callable[[Address, bytes], Awaitable[None]]
 
@@ -33,11 +34,12 @@ _RECORDS = counter("emcd_hub_records_signed_total", "Records in signed batches, 
 class _Waiting(NamedTuple):
     record_hash: bytes
     node: Address
+    delivery: Delivery | None = None
 
 
 class _Signed(NamedTuple):
     stored: StoredBatch
-    nodes: tuple[Address, ...]
+    records: list[_Waiting]
     tree: list[Hash]
 
 
@@ -53,22 +55,33 @@ class Batcher:
         self._clock = clock
         self._notify = notify
         self._queues: dict[RecordKind, list[_Waiting]] = {RecordKind.FORWARD: [], RecordKind.DELIVERY: []}
+        self._has_late = False
         self._first = trio.Event()
         self._full = trio.Event()
 
-    def add(self, kind: RecordKind, record_hash: bytes, node: Address) -> None:
-        """Queue a record; it is signed within `BATCH_MS`."""
+    def add(
+        self, kind: RecordKind, record_hash: bytes, node: Address, delivery: Delivery | None = None
+    ) -> None:
+        """Queue a record; it is signed within `BATCH_MS`. A delivery goes to its node with its proof."""
         queue = self._queues[kind]
-        queue.append(_Waiting(record_hash, node))
+        queue.append(_Waiting(record_hash, node, delivery))
         if len(queue) == 1:
             self._first.set()
         elif len(queue) == BATCH_RECORDS:
             self._full.set()
 
-    def restore(self, kind: RecordKind, records: Iterable[tuple[bytes, Address]]) -> None:
-        """Queue records of the ledger that a crash left without a signature."""
-        for record_hash, node in records:
-            self.add(kind, record_hash, node)
+    def restore(
+        self, forwards: Iterable[tuple[bytes, Address]], deliveries: Iterable[UnsignedDelivery]
+    ) -> None:
+        """Queue records of the ledger that a crash left without a signature.
+
+        Their batches are found by the records, for they come long after them.
+        """
+        for record_hash, node in forwards:
+            self.add(RecordKind.FORWARD, record_hash, node)
+        for item in deliveries:
+            self.add(RecordKind.DELIVERY, item.record_hash, item.node, item.delivery)
+        self._has_late = any(self._queues.values())
 
     async def run(self) -> None:
         """Sign until cancelled. Cancellation: what waits is queued again at the next start."""
@@ -90,9 +103,14 @@ class Batcher:
         if not made:
             return
         stored = [item.stored for item in made]
+        has_late, self._has_late = self._has_late, False
 
         def store(con: Connection) -> None:
-            insert_batches(con, stored)
+            if has_late:
+                for item in stored:
+                    insert_late_batch(con, item)
+            else:
+                insert_batches(con, stored)
 
         await self._ledger.write(store)
         for item in made:
@@ -106,18 +124,20 @@ class Batcher:
         _BATCHES.labels(kind.name.lower()).inc()
         _RECORDS.labels(kind.name.lower()).inc(len(records))
         stored = StoredBatch(batch, signature, tuple(item.record_hash for item in records), now_ms)
-        return _Signed(stored, tuple(item.node for item in records), tree)
+        return _Signed(stored, records, tree)
 
     async def _tell(self, signed: _Signed) -> None:
         """Send every node the proofs of its records; one that is away does without."""
         stored, tree = signed.stored, signed.tree
         by_node: dict[Address, list[int]] = {}
-        for index, node in enumerate(signed.nodes):
-            by_node.setdefault(node, []).append(index)
+        for index, item in enumerate(signed.records):
+            by_node.setdefault(item.node, []).append(index)
         for node, indexes in by_node.items():
             proofs = tuple(
                 RecordProof(stored.batch, stored.signature, index, tuple(build_proof(tree, index)))
                 for index in indexes
             )
-            message = ProofMessage(tuple(stored.record_hashes[index] for index in indexes), proofs)
+            hashes = tuple(stored.record_hashes[index] for index in indexes)
+            found = (signed.records[index].delivery for index in indexes)
+            message = ProofMessage(hashes, proofs, tuple(item for item in found if item is not None))
             await self._notify(node, encode(message))

@@ -1,9 +1,10 @@
 """Takes the nodes' signed batches of receipts, and knows which receipts are still owed.
 
 Invariants: a batch is stored only when its signature, its root and its size are right and at
-least one receipt in it is owed by that node, so that nobody can fill the disk with hashes; a
-receipt is proven by the first batch that brings it. Bounded: what is owed too long is forgotten
-(its call stays in the ledger, unproven).
+least one receipt in it is owed by that node, or the node has proven as many receipts that it has
+not signed a second time yet (it consolidates small batches once a round is over), so that nobody
+can fill the disk with hashes; a receipt is proven by the first batch that brings it. Bounded: what
+is owed too long is forgotten (its call stays in the ledger, unproven).
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ from emcd.proto.params import MAX_CLOCK_SKEW_MS
 from emcd.proto.records import BATCH_RECORDS, RecordKind, batch_root
 from emcd.proto.signing import require_signer
 from emcd.types import Address
-from emcd_hub.records.batch_row import LATE_AFTER_MS, StoredBatch, insert_batches, insert_late_batch
+from emcd_hub.records.batch_row import (
+    LATE_AFTER_MS,
+    StoredBatch,
+    has_batch,
+    insert_batches,
+    insert_late_batch,
+)
 
 MAX_OWED = 1_000_000
 MAX_OWED_BY_NODE = 20_000
 MAX_PARKED = 64
 PARKED_MS = 2_000
+MAX_ALLOWANCE = 2_000_000
+"""Of receipts that one node may sign again."""
 
 _TAKEN = counter(
     "emcd_hub_node_batches_total", "Receipt batches from nodes, by what became of them.", ("result",)
@@ -52,6 +61,7 @@ class ReceiptDesk:
         self._count = 0
         self._storing: set[bytes] = set()
         self._parked: list[_Parked] = []
+        self._allowance: dict[Address, int] = {}
 
     def expect(self, receipt_hash: bytes, node: Address, finished_at_ms: int) -> None:
         """A receipt came with its call; its batch must follow. Of one node's too many the oldest goes."""
@@ -67,6 +77,11 @@ class ReceiptDesk:
         """Take what is owed according to the ledger, at start."""
         for receipt_hash, node, finished_at_ms in receipts:
             self.expect(receipt_hash, node, finished_at_ms)
+
+    def restore_allowance(self, proven: Iterable[tuple[Address, int]]) -> None:
+        """Take how many receipts each node has proven lately, at start."""
+        for node, count in proven:
+            self._allow(node, count)
 
     def count_owed(self) -> int:
         return self._count
@@ -98,7 +113,7 @@ class ReceiptDesk:
             if item.since_ms > now_ms - PARKED_MS:
                 self._parked.append(item)
             else:
-                _TAKEN.labels("unknown").inc()
+                _TAKEN.labels(await self._store_again(item)).inc()
         for node, own in list(self._owed.items()):
             for receipt_hash, finished_at_ms in list(own.items()):
                 if finished_at_ms > now_ms - self._keep_ms:
@@ -152,5 +167,33 @@ class ReceiptDesk:
             self._storing.difference_update(brought)
         for item in brought:
             self._drop(node, item)
+        self._allow(node, len(brought))
         _TAKEN.labels("late" if late else "stored").inc()
         return True
+
+    async def _store_again(self, item: _Parked) -> str:
+        """Store a batch over receipts that are proven already, as far as its node's allowance goes.
+
+        Returns: what became of it.
+        """
+        node, message = item.node, item.message
+        count = len(message.record_hashes)
+        if count < 2 or self._allowance.get(node, 0) < count:
+            return "unknown"
+        stored = StoredBatch(message.batch, message.signature, message.record_hashes, item.since_ms)
+
+        def store(con: Connection) -> bool:
+            if has_batch(con, node, RecordKind.RECEIPT, message.batch.root):
+                return False
+            insert_batches(con, [stored])
+            return True
+
+        if not await self._ledger.write(store):
+            return "known"
+        self._allow(node, -count)
+        return "again"
+
+    def _allow(self, node: Address, count: int) -> None:
+        allowed = min(MAX_ALLOWANCE, self._allowance.pop(node, 0) + count)
+        if allowed > 0:
+            self._allowance[node] = allowed

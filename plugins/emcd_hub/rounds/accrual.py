@@ -60,4 +60,5 @@ def _weight(
     credits_micro = (
         params.validator_round_micro if is_validator else done.vault_micro + params.standard_task_micro
     )
-    return reward_weight(credits_micro, int.from_bytes(entry.stake_wei, "big"), entry.role, entry.lock_days)
+    stake_wei = int.from_bytes(entry.stake_wei, "big")
+    return reward_weight(params, credits_micro, stake_wei, entry.role, entry.lock_days)

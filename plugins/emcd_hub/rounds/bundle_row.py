@@ -1,16 +1,15 @@
-"""Closed rounds on disk: bundle, what follows from it, results, seal. SQL and nothing else."""
+"""Closed rounds on disk: where the bundle is, what follows from it, results, seal. SQL and nothing else."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
 
 from emcd.accounting.round_close import ClosedRound
 from emcd.accounting.suspension import Conduct
-from emcd.ledger import Connection, Row
+from emcd.ledger import Connection, LedgerFile, Row, insert_file
 from emcd.money import decode_wei, encode_wei
 from emcd.proto.bundle import ResultEntry, SnapshotEntry, Total
 from emcd.types import ZERO_ADDRESS, ZERO_HASH, Address
@@ -23,8 +22,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _totals = msgspec.msgpack.Decoder(tuple[Total, ...]).decode
 _conducts = msgspec.msgpack.Decoder(dict[Address, Conduct]).decode
 _result = msgspec.msgpack.Decoder(ResultEntry).decode
-_COMPRESSION = 1
-"""Hashes hardly shrink: the fastest level gets nearly all there is to get."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,20 @@ class BundleFacts:
     calls: int
     closed_at_ms: int
     seal: bytes | None
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """Where a round's bundle is: `path` from the ledger's folder, `size_bytes` of the canonical bytes.
+
+    `owners_path` is the list of whose calls they were, once the round is archived, while it is kept.
+    """
+
+    round: int
+    path: str
+    size_bytes: int
+    packed: bool
+    owners_path: str | None
 
 
 @dataclass(frozen=True)
@@ -68,18 +79,18 @@ class Base:
         return {item.wallet: decode_wei(item.cumulative_wei) for item in self.totals}
 
 
-def pack_data(data: bytes) -> bytes:
-    """A bundle's bytes as they are kept. CPU-bound."""
-    return zlib.compress(data, _COMPRESSION)
-
-
 def insert_bundle(
-    con: Connection, closed: ClosedRound, packed: bytes, conducts: dict[Address, Conduct], closed_at_ms: int
+    con: Connection,
+    closed: ClosedRound,
+    seats: Mapping[Address, SnapshotEntry],
+    file: LedgerFile,
+    conducts: dict[Address, Conduct],
+    closed_at_ms: int,
 ) -> None:
-    """Keep a closed round; its results with it. `packed` is `pack_data(closed.data)`."""
-    header = closed.bundle.header
+    """Keep a closed round: its file, which is finished, its results, what the next round builds on."""
+    header = closed.header
     con.execute(
-        "INSERT INTO hub_bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO hub_bundles VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, x'', ?)",
         (
             header.round,
             closed.bundle_hash,
@@ -89,16 +100,40 @@ def insert_bundle(
             encode_wei(closed.result.cumulative_wei),
             _encode(closed.result.totals_after),
             _encode(conducts),
-            len(closed.bundle.calls),
-            packed,
+            closed.calls,
             closed_at_ms,
         ),
     )
-    seats = {entry.node: entry for entry in closed.bundle.participants}
+    insert_bundle_file(con, header.round, file, closed.size_bytes)
     con.executemany(
         "INSERT INTO hub_results VALUES (?, ?, ?, ?, ?, ?)",
         [_result_values(header.round, seats.get(item.node), item) for item in closed.result.results],
     )
+
+
+def insert_bundle_file(con: Connection, index: int, file: LedgerFile, size_bytes: int) -> None:
+    """Say where a round's bundle is."""
+    insert_file(con, file)
+    con.execute(
+        "INSERT INTO hub_bundle_files VALUES (?, ?, ?, 0, NULL, NULL, NULL)", (index, file.path, size_bytes)
+    )
+
+
+def find_bundle_file(con: Connection, index: int) -> BundleFile | None:
+    row = con.execute("SELECT * FROM hub_bundle_files WHERE round = ?", (index,)).fetchone()
+    return None if row is None else BundleFile(row[0], row[1], row[2], bool(row[3]), row[4])
+
+
+def list_old_data(con: Connection) -> list[tuple[int, bytes, bytes]]:
+    """(round, bundle hash, compressed bytes) of bundles that stand in the ledger itself, as they once did."""
+    rows = con.execute("SELECT round, bundle_hash, data FROM hub_bundles WHERE length(data) > 0")
+    return [(row[0], bytes(row[1]), bytes(row[2])) for row in rows]
+
+
+def move_old_data(con: Connection, index: int, file: LedgerFile, size_bytes: int) -> None:
+    """A bundle of the ledger is a file now."""
+    insert_bundle_file(con, index, file, size_bytes)
+    con.execute("UPDATE hub_bundles SET data = x'' WHERE round = ?", (index,))
 
 
 def _result_values(index: int, seat: SnapshotEntry | None, item: ResultEntry) -> tuple[object, ...]:
@@ -127,12 +162,6 @@ def list_facts(con: Connection, limit: int, below: int | None = None) -> list[Bu
 def list_unsealed(con: Connection) -> list[BundleFacts]:
     """Rounds that were closed and not sealed: the process ended between the two."""
     return [_facts(row) for row in con.execute(f"{_FACTS} WHERE s.seal IS NULL ORDER BY b.round")]
-
-
-def find_data(con: Connection, index: int) -> bytes | None:
-    """The canonical bytes of a round's bundle."""
-    row = con.execute("SELECT data FROM hub_bundles WHERE round = ?", (index,)).fetchone()
-    return None if row is None else zlib.decompress(row[0])
 
 
 def find_base(con: Connection, index: int) -> Base | None:

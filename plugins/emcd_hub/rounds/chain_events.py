@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import structlog
 import trio
 
+from emcd.accounting.payout import Back
 from emcd.bus import Bus
 from emcd.chain import ChainEvent
 from emcd.clock import Clock
@@ -20,20 +21,25 @@ from emcd.ledger.outbox_store import LedgerEventSink
 from emcd.proto.params import NetworkParams
 from emcd.types import Round
 from emcd_hub.billing.book import AccountBook
-from emcd_hub.billing.queries import insert_movement
 from emcd_hub.rounds.chain_row import (
+    MAX_CREDITS_MICRO,
     Bought,
+    ClaimRow,
+    PublicationRow,
+    Undone,
+    credit_deposit,
     insert_claim,
-    insert_deposit,
+    insert_deposit_movement,
     insert_publication,
     undo_above,
     void_publication,
 )
 from emcd_hub.rounds.extraction_row import end_below, end_claimed, end_used, undo_ends_above
+from emcd_hub.rounds.payout_path import note_moves_back, read_states
 
 NAME = "hub"
 WRITE_TIMEOUT_S = 60.0
-MAX_CREDITS_MICRO = 2**62
+_NOTHING_ENDED = 2**62
 
 
 class HubEventSink:
@@ -55,7 +61,7 @@ class HubEventSink:
         self._bus = bus
         self._log = log
         self._credited: list[tuple[str, int]] = []
-        self._undone: list[tuple[str, int, int]] = []
+        self._undone: list[Undone] = []
         self._inner = LedgerEventSink(ledger, NAME, self._write, self._undo)
 
     async def load_cursors(self) -> Sequence[tuple[int, bytes]]:
@@ -73,107 +79,113 @@ class HubEventSink:
             self._tell(event)
 
     async def rollback(self, number: int) -> None:
-        """Undo what came from blocks that are no more; credits spent already are the hub's loss."""
+        """Undo what came from blocks that are no more; credits spent already are the account's debt."""
         with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
             await self._inner.rollback(number)
             undone, self._undone = self._undone, []
-            for account_id, back_micro, lost_micro in undone:
-                self._book.debit_vault(account_id, back_micro)
+            for item in undone:
+                self._book.undo_vault(item.account_id, item.credits_micro)
                 self._log.error(
-                    "a purchase was undone by the chain", account_id=account_id, code="EMC-1754",
-                    taken_back_micro=back_micro, lost_micro=lost_micro,
+                    "a purchase was undone by the chain", account_id=item.account_id, code="EMC-1754",
+                    deposit=item.index, credits_micro=item.credits_micro, debt_micro=item.debt_micro,
                 )  # fmt: skip
 
     def _write(self, con: Connection, events: Sequence[ChainEvent]) -> None:
         """In the ledger's writer thread. What a write that came too late has left is credited by its repetition."""
         self._credited = []
+        now_ms = self._clock.now_ms()
         for event in events:
-            handler = _HANDLERS.get((event.contract, event.name))
-            if handler is not None:
-                handler(con, event)
-            elif (event.contract, event.name) == ("vault", "CreditsBought"):
-                self._buy(con, event)
+            match event.contract, event.name:
+                case "vault", "CreditsBought":
+                    self._buy(con, event, now_ms)
+                case "distributor", "RoundVoided":
+                    before = read_states(con, _NOTHING_ENDED, now_ms)
+                    void_publication(con, event.args["round"], event.block)
+                    note_moves_back(con, before, Back.VETO, now_ms)
+                case key if key in _HANDLERS:
+                    _HANDLERS[key](con, event, now_ms)
 
-    def _buy(self, con: Connection, event: ChainEvent) -> None:
+    def _buy(self, con: Connection, event: ChainEvent, now_ms: int) -> None:
         credits_micro = int(event.args["creditsMicro"])
         if credits_micro > MAX_CREDITS_MICRO:
             self._log.error("a purchase is larger than the books can hold", tx_hash=event.tx_hash.hex())
             return
-        now_ms = self._clock.now_ms()
         item = Bought(
             event.args["index"],
             event.args["account"],
+            event.args["payer"],
             event.args["amountWei"],
             credits_micro,
             event.block,
             event.tx_hash,
         )
-        account_id = insert_deposit(con, item, max(0, self._params.round_at(now_ms)), now_ms)
+        account_id = credit_deposit(con, item, max(0, self._params.round_at(now_ms)), now_ms)
         if account_id is not None:
-            key = f"deposit:{item.index}:{event.block_hash.hex()}"
-            insert_movement(
-                con, account_id, "deposit", key, 0, credits_micro, f"vault deposit {item.index}", now_ms
-            )
+            note = f"vault deposit {item.index}"
+            insert_deposit_movement(con, account_id, item.index, credits_micro, note, now_ms)
             self._credited.append((account_id, credits_micro))
 
     def _undo(self, con: Connection, number: int) -> None:
-        undone = undo_above(con, number)
+        now_ms = self._clock.now_ms()
+        before = read_states(con, number, now_ms)
+        undone = undo_above(con, number, now_ms)
         undo_ends_above(con, number)
+        note_moves_back(con, before, Back.REORGANISATION, now_ms)
         self._undone = [*self._undone, *undone]
 
     def _tell(self, event: ChainEvent) -> None:
         states = {"RootPublished": "published", "RoundVoided": "void"}
         if event.name in states:
             self._bus.publish(ROUND_STATE, RoundMoved(Round(event.args["round"]), states[event.name]))
-        elif event.name == "Claimed":
+        elif event.name in ("Claimed", "ExtractionUsed", "ExtractionsCancelled"):
             self._bus.publish(REWARDS, RewardsChanged(event.args["wallet"]))
 
 
-def _published(con: Connection, event: ChainEvent) -> None:
+def _published(con: Connection, event: ChainEvent, now_ms: int) -> None:
     args = event.args
-    insert_publication(
-        con,
-        index=args["round"],
+    row = PublicationRow(
+        args["round"],
+        args["bundleHash"],
+        args["root"],
+        args["cumulativeWei"],
+        args["activeAt"],
+        event.tx_hash,
+        is_void=False,
         block=event.block,
-        bundle_hash=args["bundleHash"],
-        root=args["root"],
-        cumulative_wei=args["cumulativeWei"],
-        active_at_s=args["activeAt"],
-        tx_hash=event.tx_hash,
+        at_s=event.timestamp_s,
     )
+    insert_publication(con, row, args["publisher"])
 
 
-def _voided(con: Connection, event: ChainEvent) -> None:
-    void_publication(con, event.args["round"], event.block)
-
-
-def _claimed(con: Connection, event: ChainEvent) -> None:
+def _claimed(con: Connection, event: ChainEvent, now_ms: int) -> None:
     args = event.args
-    insert_claim(
-        con,
-        wallet=args["wallet"],
-        index=args["round"],
-        block=event.block,
-        log_index=event.log_index,
-        recipient=args["recipient"],
-        amount_wei=args["amountWei"],
-        cumulative_wei=args["cumulativeWei"],
-        tx_hash=event.tx_hash,
+    row = ClaimRow(
+        args["wallet"],
+        args["round"],
+        event.block,
+        event.log_index,
+        args["recipient"],
+        args["amountWei"],
+        args["cumulativeWei"],
+        event.tx_hash,
+        event.timestamp_s,
     )
-    end_claimed(con, args["wallet"], args["round"], event.block)
+    insert_claim(con, row)
+    end_claimed(con, args["wallet"], args["round"], event.block, event.tx_hash, now_ms)
 
 
-def _used(con: Connection, event: ChainEvent) -> None:
-    end_used(con, event.args["wallet"], event.args["nonce"], event.block)
+def _used(con: Connection, event: ChainEvent, now_ms: int) -> None:
+    args = event.args
+    end_used(con, args["wallet"], args["nonce"], event.block, event.tx_hash, now_ms)
 
 
-def _cancelled(con: Connection, event: ChainEvent) -> None:
-    end_below(con, event.args["wallet"], event.args["nextNonce"], event.block, "cancelled by the wallet")
+def _cancelled(con: Connection, event: ChainEvent, now_ms: int) -> None:
+    args = event.args
+    end_below(con, args["wallet"], args["nextNonce"], event.block, now_ms, "cancelled by the wallet")
 
 
-_HANDLERS: dict[tuple[str, str], Callable[[Connection, ChainEvent], None]] = {
+_HANDLERS: dict[tuple[str, str], Callable[[Connection, ChainEvent, int], None]] = {
     ("distributor", "RootPublished"): _published,
-    ("distributor", "RoundVoided"): _voided,
     ("distributor", "Claimed"): _claimed,
     ("distributor", "ExtractionUsed"): _used,
     ("distributor", "ExtractionsCancelled"): _cancelled,

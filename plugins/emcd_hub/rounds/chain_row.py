@@ -1,14 +1,21 @@
-"""What the chain says of rounds and credits: publications, claims, deposits. SQL and nothing else."""
+"""What the chain says of rounds and credits: publications, claims, deposits. SQL and nothing else.
+
+A deposit's row is never deleted: one that the chain undid is marked, and stands again when it comes
+again. It is listed in the bundle of the round in which it was first credited.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from emcd.ledger import Connection
 from emcd.money import decode_wei, encode_wei
 from emcd.proto.bundle import DepositEntry
 from emcd.types import Address
+
+MAX_CREDITS_MICRO = 2**62
+"""Of one account: beyond it the books' integers end, and a purchase is held."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,23 @@ class PublicationRow:
     active_at_s: int
     tx_hash: bytes
     is_void: bool
+    block: int = 0
+    at_s: int | None = None
+
+
+@dataclass(frozen=True)
+class ClaimRow:
+    """A payment of the contract; `round` is that of the root it was paid from."""
+
+    wallet: Address
+    round: int
+    block: int
+    log_index: int
+    recipient: Address
+    amount_wei: int
+    cumulative_wei: int
+    tx_hash: bytes
+    at_s: int | None
 
 
 @dataclass(frozen=True)
@@ -30,26 +54,38 @@ class Bought:
 
     index: int
     vault_account: bytes
+    payer: str
     amount_wei: int
     credits_micro: int
     block: int
     tx_hash: bytes
 
 
-def insert_publication(
-    con: Connection,
-    *,
-    index: int,
-    block: int,
-    bundle_hash: bytes,
-    root: bytes,
-    cumulative_wei: int,
-    active_at_s: int,
-    tx_hash: bytes,
-) -> None:
+@dataclass(frozen=True)
+class Undone:
+    """A purchase that the chain took back; `debt_micro` is what of the account's was spent already."""
+
+    account_id: str
+    index: int
+    credits_micro: int
+    debt_micro: int
+
+
+def insert_publication(con: Connection, row: PublicationRow, publisher: str) -> None:
     con.execute(
-        "INSERT INTO hub_publications VALUES (?, ?, ?, ?, ?, ?, ?, NULL) ON CONFLICT DO NOTHING",
-        (index, block, bundle_hash, root, encode_wei(cumulative_wei), active_at_s, tx_hash),
+        "INSERT INTO hub_publications (round, block, bundle_hash, root, cumulative_wei, active_at_s, tx_hash,"
+        " at_s, publisher) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (
+            row.round,
+            row.block,
+            row.bundle_hash,
+            row.root,
+            encode_wei(row.cumulative_wei),
+            row.active_at_s,
+            row.tx_hash,
+            row.at_s,
+            publisher,
+        ),
     )
 
 
@@ -59,41 +95,71 @@ def void_publication(con: Connection, index: int, block: int) -> None:
     )
 
 
-def insert_claim(
-    con: Connection,
-    *,
-    wallet: Address,
-    index: int,
-    block: int,
-    log_index: int,
-    recipient: Address,
-    amount_wei: int,
-    cumulative_wei: int,
-    tx_hash: bytes,
-) -> None:
+def is_publisher(con: Connection, address: Address) -> bool:
+    """Whether an address published a root that stands: who did has shown that it is a settler at work."""
+    sql = "SELECT 1 FROM hub_publications WHERE publisher = ? AND void_block IS NULL LIMIT 1"
+    return con.execute(sql, (address,)).fetchone() is not None
+
+
+def insert_claim(con: Connection, row: ClaimRow) -> None:
     con.execute(
-        "INSERT INTO hub_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO hub_claims (wallet, round, block, log_index, recipient, amount_wei, cumulative_wei,"
+        " tx_hash, at_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (
-            wallet,
-            index,
-            block,
-            log_index,
-            recipient,
-            encode_wei(amount_wei),
-            encode_wei(cumulative_wei),
-            tx_hash,
+            row.wallet,
+            row.round,
+            row.block,
+            row.log_index,
+            row.recipient,
+            encode_wei(row.amount_wei),
+            encode_wei(row.cumulative_wei),
+            row.tx_hash,
+            row.at_s,
         ),
     )
 
 
-def insert_deposit(con: Connection, item: Bought, index: int, at_ms: int) -> str | None:
-    """Credit a purchase, once. Returns: the account that got it, None for none of ours or a repetition."""
-    row = con.execute(
-        "SELECT account_id FROM hub_accounts WHERE vault_account = ?", (item.vault_account,)
+def list_claims(con: Connection, wallet: Address) -> list[ClaimRow]:
+    """A wallet's payments, in the order of the chain."""
+    rows = con.execute("SELECT * FROM hub_claims WHERE wallet = ? ORDER BY block, log_index", (wallet,))
+    return [
+        ClaimRow(
+            row["wallet"],
+            row["round"],
+            row["block"],
+            row["log_index"],
+            row["recipient"],
+            decode_wei(row["amount_wei"]),
+            decode_wei(row["cumulative_wei"]),
+            bytes(row["tx_hash"]),
+            row["at_s"],
+        )
+        for row in rows
+    ]
+
+
+def credit_deposit(con: Connection, item: Bought, index: int, at_ms: int) -> str | None:
+    """Write a purchase down, once while it stands.
+
+    Returns: the account to credit; None for a repetition, and for one that is held: for an account
+    that is none of ours, or of which the books can't hold more.
+    """
+    known = con.execute(
+        "SELECT round, undone_at_ms FROM hub_deposits WHERE deposit_index = ?", (item.index,)
     ).fetchone()
-    account_id = None if row is None else str(row[0])
-    done = con.execute(
-        "INSERT INTO hub_deposits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    if known is not None and known["undone_at_ms"] is None:
+        return None
+    row = con.execute(
+        "SELECT account_id, vault_micro FROM hub_accounts WHERE vault_account = ?", (item.vault_account,)
+    ).fetchone()
+    has_room = row is not None and row["vault_micro"] + item.credits_micro <= MAX_CREDITS_MICRO
+    account_id = str(row["account_id"]) if has_room else None
+    if known is not None and _is_closed(con, known["round"]):
+        index = known["round"]
+    con.execute(
+        "INSERT OR REPLACE INTO hub_deposits (deposit_index, vault_account, account_id, amount_wei,"
+        " credits_micro, block, tx_hash, round, at_ms, payer, undone_at_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         (
             item.index,
             item.vault_account,
@@ -104,41 +170,73 @@ def insert_deposit(con: Connection, item: Bought, index: int, at_ms: int) -> str
             item.tx_hash,
             index,
             at_ms,
+            item.payer,
         ),
-    ).rowcount
-    return account_id if done else None
+    )
+    return account_id
 
 
-def undo_above(con: Connection, number: int) -> list[tuple[str, int, int]]:
-    """Undo what came from blocks above `number`.
-
-    Returns: (account id, micro-credits taken back, micro-credits that were spent already).
-    """
+def undo_above(con: Connection, number: int, at_ms: int) -> list[Undone]:
+    """Undo what came from blocks above `number`; the accounts' movements with it."""
     con.execute("DELETE FROM hub_publications WHERE block > ?", (number,))
     con.execute("UPDATE hub_publications SET void_block = NULL WHERE void_block > ?", (number,))
     con.execute("DELETE FROM hub_claims WHERE block > ?", (number,))
     rows = con.execute(
-        "SELECT d.deposit_index, d.account_id, d.credits_micro, d.tx_hash, d.at_ms, a.vault_micro"
-        " FROM hub_deposits d JOIN hub_accounts a USING (account_id) WHERE d.block > ?",
+        "SELECT deposit_index, account_id, credits_micro FROM hub_deposits"
+        " WHERE block > ? AND undone_at_ms IS NULL ORDER BY deposit_index",
         (number,),
     ).fetchall()
-    taken: list[tuple[str, int, int]] = []
+    undone: list[Undone] = []
     for row in rows:
-        (vault,) = con.execute(
-            "SELECT vault_micro FROM hub_accounts WHERE account_id = ?", (row["account_id"],)
-        ).fetchone()
-        back = min(int(vault), int(row["credits_micro"]))
-        taken.append((row["account_id"], back, int(row["credits_micro"]) - back))
         con.execute(
-            "UPDATE hub_accounts SET vault_micro = vault_micro - ? WHERE account_id = ?",
-            (back, row["account_id"]),
+            "UPDATE hub_deposits SET undone_at_ms = ? WHERE deposit_index = ?", (at_ms, row["deposit_index"])
         )
-        con.execute(
-            "INSERT INTO hub_movements VALUES (NULL, ?, 'deposit', ?, 0, ?, 'undone by the chain', ?)",
-            (row["account_id"], f"undo:{row['tx_hash'].hex()}:{row['at_ms']}", -back, row["at_ms"]),
-        )
-    con.execute("DELETE FROM hub_deposits WHERE block > ?", (number,))
-    return taken
+        if row["account_id"] is not None:
+            note = f"vault deposit {row['deposit_index']} undone by the chain"
+            insert_deposit_movement(
+                con, row["account_id"], row["deposit_index"], -row["credits_micro"], note, at_ms
+            )
+            undone.append(
+                Undone(
+                    row["account_id"],
+                    row["deposit_index"],
+                    row["credits_micro"],
+                    find_debt(con, row["account_id"]),
+                )
+            )
+    return undone
+
+
+def insert_deposit_movement(
+    con: Connection, account_id: str, index: int, credits_micro: int, note: str, at_ms: int
+) -> None:
+    """A purchase in an account's books: positive when it came, negative when the chain undid it.
+
+    What was undone is kept beside what was credited, not taken out of it: calls in flight may still
+    settle from it, and the account's sums stay sums of what is written.
+    """
+    prefix = f"deposit:{index}:"
+    (count,) = con.execute(
+        "SELECT count(*) FROM hub_movements WHERE idempotency_key >= ? AND idempotency_key < ?",
+        (prefix, prefix[:-1] + ";"),
+    ).fetchone()
+    con.execute(
+        "INSERT INTO hub_movements VALUES (NULL, ?, 'deposit', ?, 0, ?, ?, ?)",
+        (account_id, f"{prefix}{count}", credits_micro, note, at_ms),
+    )
+    con.execute(
+        "UPDATE hub_accounts SET vault_micro = vault_micro + ?, undone_micro = undone_micro + ?"
+        " WHERE account_id = ?",
+        (max(0, credits_micro), max(0, -credits_micro), account_id),
+    )
+
+
+def find_debt(con: Connection, account_id: str) -> int:
+    """What an account spent of purchases that the chain undid: its next purchase pays it."""
+    (debt,) = con.execute(
+        "SELECT max(0, undone_micro - vault_micro) FROM hub_accounts WHERE account_id = ?", (account_id,)
+    ).fetchone()
+    return int(debt)
 
 
 def list_publications(con: Connection, since_round: int) -> list[PublicationRow]:
@@ -155,24 +253,27 @@ def list_publications(con: Connection, since_round: int) -> list[PublicationRow]
             row["active_at_s"],
             bytes(row["tx_hash"]),
             row["void_block"] is not None,
+            row["block"],
+            row["at_s"],
         )
         for row in rows
     ]
 
 
-def find_claimed_wei(con: Connection, wallet: Address) -> int:
-    """What a wallet was paid by the contract so far."""
-    row = con.execute(
-        "SELECT COALESCE(wei_sum(amount_wei), zeroblob(32)) FROM hub_claims WHERE wallet = ?", (wallet,)
-    ).fetchone()
-    return decode_wei(row[0])
+def list_deposits(con: Connection, index: int, abandoned: Iterable[int] = ()) -> Sequence[DepositEntry]:
+    """The purchases that a round's bundle lists: credited in it, or in a round before it that came to nothing."""
+    found: list[DepositEntry] = []
+    for number in (index, *abandoned):
+        rows = con.execute(
+            "SELECT deposit_index, vault_account, amount_wei, credits_micro, block, tx_hash FROM hub_deposits"
+            " WHERE round = ? AND account_id IS NOT NULL AND undone_at_ms IS NULL",
+            (number,),
+        )
+        found += [
+            DepositEntry(row[0], bytes(row[1]), bytes(row[2]), row[3], row[4], bytes(row[5])) for row in rows
+        ]
+    return sorted(found, key=lambda entry: entry.index)
 
 
-def list_deposits(con: Connection, index: int) -> Sequence[DepositEntry]:
-    """The purchases credited in a round."""
-    rows = con.execute(
-        "SELECT deposit_index, vault_account, amount_wei, credits_micro, block, tx_hash FROM hub_deposits"
-        " WHERE round = ? AND account_id IS NOT NULL ORDER BY deposit_index",
-        (index,),
-    )
-    return [DepositEntry(row[0], bytes(row[1]), bytes(row[2]), row[3], row[4], bytes(row[5])) for row in rows]
+def _is_closed(con: Connection, index: int) -> bool:
+    return con.execute("SELECT 1 FROM hub_bundles WHERE round = ?", (index,)).fetchone() is not None

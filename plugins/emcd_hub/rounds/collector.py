@@ -20,9 +20,18 @@ from emcd.net.http_client import Response, request
 from emcd.net.url_guard import parse_target, require_public
 from emcd.proto.address import address_bytes
 from emcd.proto.network import Deployment
+from emcd.services import ParametersInForce
 from emcd.types import Address
+from emcd_hub.rounds.bundle_folder import BundleFolder
 from emcd_hub.rounds.evidence_row import insert_attestation, insert_statements, list_known, upsert_refusal
-from emcd_hub.rounds.omission import check_filed, insert_late_batches, list_lacking
+from emcd_hub.rounds.omission import (
+    MAX_LOOKED_UP,
+    check_filed,
+    insert_forgotten,
+    insert_late_batches,
+    list_forgotten,
+    list_lacking,
+)
 from emcd_hub.rounds.statement import (
     Statements,
     decode_page,
@@ -38,6 +47,7 @@ from emcd_hub.rounds.view import RoundView
 MAX_PAGE_BYTES = 4 << 20
 MAX_ROUND_PAGE_BYTES = 64 << 20
 SMALL_PAGE_BYTES = 64 << 10
+LOOK_UP_S = 60.0
 UNDECIDED_CODE = "EMC-1801"
 
 _Fetch = Callable[[Address], Awaitable[None]]
@@ -51,6 +61,7 @@ class Collector:
         *,
         hub: Address,
         deployment: Deployment,
+        parameters: ParametersInForce,
         ledger: Ledger,
         timeout_s: float,
         any_endpoint: bool,
@@ -59,22 +70,24 @@ class Collector:
         """`any_endpoint`: take http and private addresses too, as on a devnet."""
         self._hub = hub
         self._deployment = deployment
+        self._parameters = parameters
         self._ledger = ledger
         self._timeout_s = timeout_s
         self._any_endpoint = any_endpoint
         self._log = log
+        self._looked_up: tuple[int, set[bytes]] = (-1, set())
 
     async def collect_commitments(self, view: RoundView) -> None:
         """Ask the members whose plan is missing."""
         known = await self._ledger.read(lambda con: list_known(con, view.round, "commitment"))
         missing = [node for node in view.endpoints if address_bytes(node) not in known]
         if missing:
-            terms = await trio.to_thread.run_sync(view.terms, self._deployment, self._hub)
+            terms = await self._terms(view)
             await self._each(missing, partial(self._fetch_commitment, view, terms))
 
     async def collect_statements(self, view: RoundView) -> None:
         """Ask every member for what it holds of a round that is over."""
-        terms = await trio.to_thread.run_sync(view.terms, self._deployment, self._hub)
+        terms = await self._terms(view)
         await self._each(list(view.endpoints), partial(self._fetch_statements, view, terms))
         await self._each(list(view.endpoints), partial(self._fetch_omissions, view))
 
@@ -86,6 +99,12 @@ class Collector:
         known = await self._ledger.read(lambda con: list_known(con, view.round, "attestation"))
         powers = view.powers
         return sum(p for node, p in powers.items() if address_bytes(node) in known), sum(powers.values())
+
+    async def _terms(self, view: RoundView) -> RoundTerms:
+        """Raises: RecoverableError while the round's parameters are not known."""
+        params = self._parameters.schedule.params_at(view.round)
+        domain = self._deployment.staking_domain
+        return await trio.to_thread.run_sync(view.terms, params, domain, self._hub)
 
     async def _each(self, nodes: list[Address], fetch: _Fetch) -> None:
         async with trio.open_nursery() as nursery:
@@ -122,7 +141,7 @@ class Collector:
                         return
 
     async def _fetch_omissions(self, view: RoundView, node: Address) -> None:
-        """Take the batches that nodes sent to the validator and not here: it will look for them."""
+        """Take the calls that were filed with the validator, and their nodes' batches: it looks for them."""
         answer = await self._get(view, node, f"/omissions/{view.round}", MAX_PAGE_BYTES)
         if answer.status != 200:
             return
@@ -137,6 +156,24 @@ class Collector:
         if batches:
             await self._ledger.write(partial(insert_late_batches, items=batches))
             self._log.info("filed receipts taken", validator=node, round=view.round, count=len(batches))
+        if filed:
+            await self._carry_forgotten(view, [item.call_id for item in filed])
+
+    async def _carry_forgotten(self, view: RoundView, call_ids: list[bytes]) -> None:
+        """Calls that stand in no bundle since their round go into the next one. Asked once a round."""
+        if self._looked_up[0] != view.round:
+            self._looked_up = (view.round, set())
+        call_ids = [item for item in call_ids if item not in self._looked_up[1]]
+        if not call_ids:
+            return
+        carry_rounds = self._parameters.schedule.params_at(view.round).carry_rounds
+        folder = BundleFolder(self._ledger.path.parent)
+        find = partial(list_forgotten, folder=folder, call_ids=call_ids, carry_rounds=carry_rounds)
+        found = await self._ledger.read(find, timeout_s=LOOK_UP_S)
+        self._looked_up[1].update(call_ids[:MAX_LOOKED_UP])
+        if found:
+            await self._ledger.write(partial(insert_forgotten, found=found))
+            self._log.error("calls were left out of a bundle", code="EMC-1825", count=len(found))
 
     async def _fetch_attestation(self, view: RoundView, node: Address) -> None:
         answer = await self._get(view, node, f"/attestations/{view.round}", SMALL_PAGE_BYTES)

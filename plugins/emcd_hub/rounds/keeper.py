@@ -18,6 +18,7 @@ from emcd.clock import Clock
 from emcd.errors import EmcdError, FatalError, RecoverableError
 from emcd.events import ROUND_STATE, RoundMoved
 from emcd.ledger import Connection, Ledger
+from emcd.services import ParametersInForce
 from emcd.types import Round
 from emcd_hub.metrics import ROUND
 from emcd_hub.rounds.bundle_row import list_facts
@@ -40,6 +41,7 @@ class RoundKeeper:
         self,
         *,
         chain: Chain,
+        parameters: ParametersInForce,
         ledger: Ledger,
         clock: Clock,
         bus: Bus,
@@ -50,6 +52,7 @@ class RoundKeeper:
     ) -> None:
         self._chain = chain
         self._params = chain.deployment.params
+        self._parameters = parameters
         self._ledger = ledger
         self._clock = clock
         self._bus = bus
@@ -69,6 +72,7 @@ class RoundKeeper:
 
     async def run(self) -> None:
         """Keep the rounds until cancelled. Raises: FatalError when a seal would contradict another."""
+        await self._closer.prepare()
         await self._closer.seal_all()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._guard, "view", self._follow, self._poll_s)
@@ -137,10 +141,11 @@ class RoundKeeper:
     async def _attest(self) -> None:
         """Gather the validators' signatures of recent rounds, for who wants to see them."""
         newest = self.current_round() - 2
-        recent = await self._ledger.read(lambda con: list_facts(con, self._params.void_after_rounds + 1))
+        void_after = self._void_after()
+        recent = await self._ledger.read(lambda con: list_facts(con, void_after + 1))
         for facts in recent:
             age = newest - facts.round
-            if facts.round in self._unanimous or age > self._params.void_after_rounds:
+            if facts.round in self._unanimous or age > void_after:
                 continue
             if facts.round in self._quorums and age > LATE_SIGNATURE_ROUNDS:
                 continue
@@ -153,6 +158,11 @@ class RoundKeeper:
             if 3 * signed > 2 * total and facts.round not in self._quorums:
                 self._quorums.add(facts.round)
                 self._bus.publish(ROUND_STATE, RoundMoved(Round(facts.round), "attested"))
+
+    def _void_after(self) -> int:
+        """How many rounds a round waits for its publication."""
+        version = self._parameters.schedule.newest_readable_at(self.current_round())
+        return version.parameters.params.void_after_rounds
 
     async def _find_due(self) -> int | None:
         """The next round to close, or None."""
@@ -167,7 +177,7 @@ class RoundKeeper:
             return None
         following = last + 1 if last is not None else first
         assert following is not None
-        oldest = max(following, newest - self._params.void_after_rounds + 1)
+        oldest = max(following, newest - self._void_after() + 1)
         if oldest > following:
             self._log.error("rounds were missed", first=following, last=oldest - 1)
         return oldest if oldest <= newest else None
@@ -180,7 +190,7 @@ class RoundKeeper:
         if await self._find_view(index) is not None:
             return False
         try:
-            view = await fetch_view(self._chain, index)
+            view = await self._fetch_view(index)
         except RecoverableError:
             if quietly and self._clock.now_ms() < self._params.round_end_ms(index):
                 return False
@@ -188,11 +198,14 @@ class RoundKeeper:
         await self._ledger.write(lambda con: upsert_view(con, view))
         return True
 
+    async def _fetch_view(self, index: int) -> RoundView:
+        return await fetch_view(self._chain, index, self._parameters.schedule.params_at(index))
+
     async def _require_view(self, index: int) -> RoundView:
         """The view to close with: as the chain is now. Raises: RecoverableError."""
         view = await self._find_view(index)
         if view is None or not await is_current(self._chain, view):
-            view = await fetch_view(self._chain, index)
+            view = await self._fetch_view(index)
             kept = view
             await self._ledger.write(lambda con: upsert_view(con, kept))
         return view

@@ -11,6 +11,8 @@ from emcd.net.url_guard import is_loopback
 from emcd.role import RoleContext
 from emcd_hub.billing.book import AccountBook
 from emcd_hub.config import HubConfig
+from emcd_hub.rounds.archivist import Archivist
+from emcd_hub.rounds.bundle_folder import BundleFolder
 from emcd_hub.rounds.chain_events import HubEventSink
 from emcd_hub.rounds.closer import Closer
 from emcd_hub.rounds.collector import Collector
@@ -26,7 +28,9 @@ FETCH_MAX_S = 20.0
 class RoundPlane:
     """The parts."""
 
+    folder: BundleFolder
     keeper: RoundKeeper
+    archivist: Archivist
     watcher: Watcher
     reader: RoundReader
 
@@ -34,12 +38,21 @@ class RoundPlane:
 def build_rounds(config: HubConfig, ctx: RoleContext, key: SigningKey, book: AccountBook) -> RoundPlane:
     """Build the plane; nothing is asked yet."""
     chain, params = ctx.chain, ctx.deployment.params
+    folder = BundleFolder(ctx.ledger.path.parent)
     closer = Closer(
-        key=key, deployment=ctx.deployment, ledger=ctx.ledger, clock=ctx.clock, bus=ctx.bus, log=ctx.log
+        key=key,
+        deployment=ctx.deployment,
+        parameters=ctx.parameters,
+        ledger=ctx.ledger,
+        folder=folder,
+        clock=ctx.clock,
+        bus=ctx.bus,
+        log=ctx.log,
     )
     collector = Collector(
         hub=key.address,
         deployment=ctx.deployment,
+        parameters=ctx.parameters,
         ledger=ctx.ledger,
         timeout_s=min(FETCH_MAX_S, max(1.0, params.round_s * FETCH_SHARE)),
         any_endpoint=config.private_validators or _is_local(config.listen),
@@ -47,6 +60,7 @@ def build_rounds(config: HubConfig, ctx: RoleContext, key: SigningKey, book: Acc
     )
     keeper = RoundKeeper(
         chain=chain,
+        parameters=ctx.parameters,
         ledger=ctx.ledger,
         clock=ctx.clock,
         bus=ctx.bus,
@@ -58,8 +72,19 @@ def build_rounds(config: HubConfig, ctx: RoleContext, key: SigningKey, book: Acc
     sink = HubEventSink(
         ledger=ctx.ledger, clock=ctx.clock, params=params, book=book, bus=ctx.bus, log=ctx.log
     )
-    reader = RoundReader(ledger=ctx.ledger, clock=ctx.clock, params=params, is_attested=keeper.is_attested)
-    return RoundPlane(keeper, chain.watcher(sink, ("distributor", "vault")), reader)
+    reader = RoundReader(
+        ledger=ctx.ledger, clock=ctx.clock, parameters=ctx.parameters, is_attested=keeper.is_attested
+    )
+    archivist = Archivist(
+        params=params,
+        parameters=ctx.parameters,
+        ledger=ctx.ledger,
+        folder=folder,
+        clock=ctx.clock,
+        terms=config.retention,
+        log=ctx.log,
+    )
+    return RoundPlane(folder, keeper, archivist, chain.watcher(sink, ("distributor", "vault")), reader)
 
 
 def _is_local(listen: Listen) -> bool:

@@ -12,11 +12,14 @@ from functools import partial
 
 import trio
 
+from emcd.accounting.payout import Accrued, RewardPath
 from emcd.accounting.reward_tree import RewardTree, build_reward_tree
+from emcd.accounting.weights import effective_stake_floor
 from emcd.clock import Clock
 from emcd.ledger import Connection, Ledger
-from emcd.proto.bundle import RevealEntry
+from emcd.proto.bundle import RevealEntry, SnapshotEntry
 from emcd.proto.params import NetworkParams
+from emcd.services import ParametersInForce
 from emcd.types import Address
 from emcd_hub.records.call_row import count_calls_between, sum_by_node
 from emcd_hub.rounds.accrual import NodeSoFar, estimate_rewards
@@ -29,13 +32,14 @@ from emcd_hub.rounds.bundle_row import (
     list_results,
     list_wallet_results,
 )
-from emcd_hub.rounds.chain_row import PublicationRow, find_claimed_wei, list_publications
+from emcd_hub.rounds.chain_row import ClaimRow, PublicationRow, list_claims, list_publications
 from emcd_hub.rounds.evidence_row import (
     list_attestations,
     list_refusals,
     list_reveals,
     list_statuses,
 )
+from emcd_hub.rounds.payout_path import make_reward_paths
 from emcd_hub.rounds.state import (
     Stages,
     cover_rounds,
@@ -69,7 +73,7 @@ class RoundDetail:
     summary: RoundSummary
     calls: int
     results: list[ResultRow]
-    locks: dict[Address, tuple[int, int]]
+    effective_stakes_wei: dict[Address, int]
     reveals: list[RevealEntry]
     attestations: dict[bytes, Attestation]
     refusals: dict[bytes, tuple[str, str]]
@@ -77,11 +81,11 @@ class RoundDetail:
 
 @dataclass(frozen=True)
 class WalletRewards:
-    """A wallet's rewards; `tree` is that of the newest active root."""
+    """A wallet's rewards; `accrued` by open round, newest results last, `tree` of the newest active root."""
 
-    accrued_wei: int
+    accrued: tuple[Accrued, ...]
     stages: Stages
-    results: list[tuple[ResultRow, str]]
+    results: list[RewardPath]
     active_round: int
     tree: RewardTree | None
 
@@ -90,19 +94,29 @@ class RoundReader:
     """Reads for the public pages."""
 
     def __init__(
-        self, *, ledger: Ledger, clock: Clock, params: NetworkParams, is_attested: Callable[[int], bool]
+        self,
+        *,
+        ledger: Ledger,
+        clock: Clock,
+        parameters: ParametersInForce,
+        is_attested: Callable[[int], bool],
     ) -> None:
         self._ledger = ledger
         self._clock = clock
-        self._params = params
+        self._parameters = parameters
+        self._params = parameters.schedule.clock
         self._is_attested = is_attested
         self._totals: dict[int, dict[Address, int]] = {}
         self._trees: dict[int, RewardTree] = {}
-        self._estimate: dict[Address, int] = {}
+        self._estimate: dict[int, dict[Address, int]] = {}
         self._estimated_at_ms = -1
 
     def current_round(self) -> int:
         return self._params.round_at(self._clock.now_ms())
+
+    def _rules(self, index: int) -> NetworkParams:
+        """The parameters of a round, for people: as far as they are known."""
+        return self._parameters.schedule.newest_readable_at(index).parameters.params
 
     async def list_rounds(self) -> list[RoundSummary]:
         """The last 50 rounds, oldest first."""
@@ -131,27 +145,40 @@ class RoundReader:
         """A wallet's rewards by stage, its last results, and the tree of its proof."""
         now_s = self._clock.now_ms() // 1000
 
-        def read(con: Connection) -> tuple[list[PublicationRow], list[ResultRow], int, list[BundleFacts]]:
+        def read(
+            con: Connection,
+        ) -> tuple[list[PublicationRow], list[ResultRow], list[ClaimRow], list[BundleFacts]]:
             return (
                 list_publications(con, 0),
                 list_wallet_results(con, wallet, RESULTS_LISTED),
-                find_claimed_wei(con, wallet),
-                list_facts(con, 2 * self._params.void_after_rounds + 64),
+                list_claims(con, wallet),
+                list_facts(con, 2 * self._rules(self.current_round()).void_after_rounds + 64),
             )
 
-        rows, results, claimed_wei, closed = await self._ledger.read(read)
+        rows, results, claims, closed = await self._ledger.read(read)
         published, active = find_tips(rows, now_s)
         publications = latest_publications(rows)
         publications = {**cover_rounds({f.round: f for f in closed}, publications), **publications}
         states = {f.round: self._summary(f.round, f, publications.get(f.round)).state for f in closed}
         newest = next((f.round for f in closed if states[f.round] != "void"), -1)
         totals = [await self._load_totals(index) for index in (newest, published, active)]
-        shown = [
-            (row, states.get(row.round) or self._old_state(publications.get(row.round))) for row in results
-        ]
+        old = {r.round: self._old_state(publications.get(r.round)) for r in results if r.round not in states}
+        shown = make_reward_paths(
+            results,
+            states={**old, **states},
+            payers=publications,
+            settled_at_ms={facts.round: facts.closed_at_ms for facts in closed},
+            claims=claims,
+            now_s=now_s,
+        )
+        estimate = await self._load_estimate()
         return WalletRewards(
-            (await self._load_estimate()).get(wallet, 0),
-            split_stages(wallet, totals[0], totals[1], totals[2], claimed_wei),
+            tuple(
+                Accrued(index, str(by_wallet[wallet]))
+                for index, by_wallet in sorted(estimate.items())
+                if by_wallet.get(wallet)
+            ),
+            split_stages(wallet, totals[0], totals[1], totals[2], sum(row.amount_wei for row in claims)),
             shown[::-1],
             active,
             await self._load_tree(active),
@@ -179,7 +206,7 @@ class RoundReader:
             publication,
             is_attested=self._is_attested(index),
             now_s=self._clock.now_ms() // 1000,
-            void_after_rounds=self._params.void_after_rounds,
+            void_after_rounds=self._rules(index).void_after_rounds,
         )
         return RoundSummary(index, state, facts, publication)
 
@@ -197,7 +224,7 @@ class RoundReader:
             summary,
             count_calls_between(con, params.round_start_ms(index), params.round_end_ms(index)),
             list_results(con, index),
-            {seat.node: (int.from_bytes(seat.stake_wei, "big"), seat.lock_days) for seat in seats},
+            {seat.node: _effective_stake_floor(self._rules(index), seat) for seat in seats},
             list_reveals(con, index),
             list_attestations(con, index),
             list_refusals(con, index),
@@ -225,7 +252,7 @@ class RoundReader:
             self._trees[index] = tree
         return self._trees[index]
 
-    async def _load_estimate(self) -> dict[Address, int]:
+    async def _load_estimate(self) -> dict[int, dict[Address, int]]:
         """Of all rounds that are not closed; made anew a few dozen times a round."""
         now_ms = self._clock.now_ms()
         if now_ms - self._estimated_at_ms > self._params.round_s * 1000 // 60:
@@ -235,9 +262,9 @@ class RoundReader:
             )
         return self._estimate
 
-    def _read_estimate(self, con: Connection, now_ms: int) -> dict[Address, int]:
+    def _read_estimate(self, con: Connection, now_ms: int) -> dict[int, dict[Address, int]]:
         params = self._params
-        found: dict[Address, int] = {}
+        found: dict[int, dict[Address, int]] = {}
         current = params.round_at(now_ms)
         for index in range(max(0, current - 2), current + 1):
             view = find_view(con, index)
@@ -250,6 +277,10 @@ class RoundReader:
             }
             online = frozenset(entry.status.node for entry in list_statuses(con, index))
             elapsed_bps = min(10_000, (now_ms - start_ms) * 10 // params.round_s)
-            for wallet, wei in estimate_rewards(view, params, nodes, online, elapsed_bps).items():
-                found[wallet] = found.get(wallet, 0) + wei
+            found[index] = estimate_rewards(view, self._rules(index), nodes, online, elapsed_bps)
         return found
+
+
+def _effective_stake_floor(params: NetworkParams, seat: SnapshotEntry) -> int:
+    stake_wei = int.from_bytes(seat.stake_wei, "big")
+    return effective_stake_floor(params, stake_wei, seat.role, seat.lock_days)

@@ -17,11 +17,12 @@ from emcd.accounting.evidence_rule import require_commitment, require_reveal
 from emcd.accounting.plan import compute_commitment
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
+from emcd.proto.address import parse_hash
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.json_form import from_json
 from emcd.proto.messages import PlanCommitment, Reveal, RoundRoot, Verdict, Vote
-from emcd.proto.records import RecordBatch, parse_call_id
+from emcd.proto.records import BATCH_RECORDS, RecordBatch, parse_call_id
 from emcd.proto.signing import require_signer
 from emcd.types import Address
 
@@ -103,11 +104,15 @@ def opened_by(reveal: Reveal) -> bytes:
 
 @dataclass(frozen=True)
 class FiledReceipt:
-    """A node's signed batch of one receipt, which it filed with a validator."""
+    """A node's signed batch with the receipt of a call that was filed with a validator.
+
+    `record_hashes`: all of the batch, empty for a batch of one.
+    """
 
     call_id: bytes
     batch: RecordBatch
     signature: bytes
+    record_hashes: tuple[bytes, ...] = ()
 
 
 def read_omission_page(page: object) -> tuple[FiledReceipt, ...]:
@@ -116,7 +121,9 @@ def read_omission_page(page: object) -> tuple[FiledReceipt, ...]:
     for item in _list(_object(page), "omissions", MAX_OMISSIONS):
         table = _object(item)
         call_id = parse_call_id(str(table.get("call_id")))
-        found.append(FiledReceipt(call_id, from_json(RecordBatch, table.get("batch")), _signature(table)))
+        batch = from_json(RecordBatch, table.get("batch"))
+        hashes = tuple(parse_hash(str(one)) for one in _list(table, "record_hashes", BATCH_RECORDS))
+        found.append(FiledReceipt(call_id, batch, _signature(table), hashes))
     return tuple(found)
 
 

@@ -14,10 +14,12 @@ import msgspec
 from emcd.accounting.assignment import assign_probes, probed_nodes
 from emcd.accounting.suspension import Conduct
 from emcd.accounting.terms import RoundTerms
+from emcd.accounting.weights import settle_locks
 from emcd.chain import BlockRef, Chain
 from emcd.errors import RecoverableError
 from emcd.proto.bundle import SnapshotEntry, ValidatorPower
-from emcd.proto.network import Deployment
+from emcd.proto.eip712 import Domain
+from emcd.proto.params import NetworkParams
 from emcd.types import Address
 
 
@@ -47,29 +49,28 @@ class RoundView:
             for entry in self.participants
         )
 
-    def terms(self, deployment: Deployment, hub: Address) -> RoundTerms:
-        """What statements of validators about the round are judged by."""
-        params = deployment.params
+    def terms(self, params: NetworkParams, domain: Domain, hub: Address) -> RoundTerms:
+        """What statements of validators about the round are judged by; it says nothing of calls."""
         nodes = probed_nodes(self.participants, params)
         probes = assign_probes(self.beacon_hash, self.round, nodes, self.powers.items(), params)
         return RoundTerms(
             self.round,
             hub,
-            deployment.staking_domain,
+            domain,
             self.beacon_hash,
             params,
-            {deployment.prices.version: deployment.prices},
+            {},
             self.powers,
             {(probe.node, probe.slot): probe for probe in probes},
+            (),
         )
 
 
-async def fetch_view(chain: Chain, index: int) -> RoundView:
+async def fetch_view(chain: Chain, index: int, params: NetworkParams) -> RoundView:
     """Read a round's view. Raises: RecoverableError while its beacon is not confirmed."""
-    params = chain.deployment.params
     start_s = params.round_start_ms(index) // 1000
     snapshot = await chain.block_at(start_s)
-    beacon = await _fetch_beacon(chain, start_s)
+    beacon = await _fetch_beacon(chain, start_s, params.beacon_blocks)
     validators = await chain.staking.fetch_validator_set(params.epoch_of(index), at=beacon)
     members = {entry.node for entry in validators}
     found = await chain.staking.fetch_participants(at=beacon)
@@ -79,7 +80,9 @@ async def fetch_view(chain: Chain, index: int) -> RoundView:
         snapshot_hash=snapshot.hash,
         beacon_block=beacon.number,
         beacon_hash=beacon.hash,
-        participants=await chain.staking.fetch_snapshot(snapshot),
+        participants=settle_locks(
+            params, await chain.staking.fetch_snapshot(snapshot, params.epoch_of(index))
+        ),
         validators=tuple(entry for entry in validators if any(entry.power_wei)),
         endpoints={item.node: item.endpoint for item in found if item.node in members and item.endpoint},
     )
@@ -92,10 +95,10 @@ async def is_current(chain: Chain, view: RoundView) -> bool:
     return (snapshot.hash, beacon.hash) == (view.snapshot_hash, view.beacon_hash)
 
 
-async def _fetch_beacon(chain: Chain, start_s: int) -> BlockRef:
-    """The block `beacon_blocks` after the first one with timestamp >= start."""
+async def _fetch_beacon(chain: Chain, start_s: int, blocks: int) -> BlockRef:
+    """The block `blocks` after the first one with timestamp >= start."""
     before = await chain.block_at(start_s - 1)
-    number = before.number + 1 + chain.deployment.params.beacon_blocks
+    number = before.number + 1 + blocks
     if (await chain.confirmed_head()).number < number:
         raise RecoverableError("EMC-1750", f"the beacon of the round from {start_s} s is block {number}")
     return await chain.fetch_block(number)

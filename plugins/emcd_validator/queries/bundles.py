@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
+from emcd.accounting.offence import StandingStrike
 from emcd.accounting.suspension import Conduct
 from emcd.ledger import Connection, Row
 from emcd.types import Address
+from emcd_validator.queries.settled_calls import insert_settled_calls
 
 KEPT_TOTALS = 3
 """Rounds whose totals are kept: the next bundle builds on one of the newest."""
@@ -38,6 +40,8 @@ class SettledRound:
     conduct: Mapping[Address, Conduct]
     vault_used_micro: int
     is_signed: bool
+    convictions: tuple[StandingStrike, ...] = ()
+    """Of a bundle that is signed here, when it is written; reading leaves them where they are."""
 
 
 _conduct_decoder = msgspec.json.Decoder(dict[str, Conduct])
@@ -54,8 +58,7 @@ def insert_bundle(
         (instance, round_index, bundle_hash, seal, now_ms),
     )
     rows = con.execute(
-        "SELECT bundle_hash FROM validator_bundles WHERE instance = ? AND round = ?"
-        " ORDER BY fetched_at_ms, bundle_hash",
+        "SELECT bundle_hash FROM validator_bundles WHERE instance = ? AND round = ? ORDER BY rowid",
         (instance, round_index),
     )
     return [row[0] for row in rows]
@@ -64,7 +67,7 @@ def insert_bundle(
 def list_bundles(con: Connection, instance: Address, round_index: int) -> list[BundleRow]:
     rows = con.execute(
         "SELECT round, bundle_hash, seal, code, reason FROM validator_bundles"
-        " WHERE instance = ? AND round = ? ORDER BY fetched_at_ms, bundle_hash",
+        " WHERE instance = ? AND round = ? ORDER BY rowid",
         (instance, round_index),
     )
     return [BundleRow(*row) for row in rows]
@@ -85,7 +88,7 @@ def insert_settled(
     con: Connection,
     instance: Address,
     settled: SettledRound,
-    call_ids: Iterable[bytes],
+    call_ids: bytes,
     deposits: Iterable[int],
 ) -> None:
     """Build on a bundle from now on: its totals, conduct, calls and deposits."""
@@ -107,9 +110,10 @@ def insert_settled(
         ),
     )
     con.executemany(
-        "INSERT INTO validator_settled_calls VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        [(instance, call_id, settled.round) for call_id in call_ids],
+        "INSERT INTO validator_strikes VALUES (?, ?, ?, ?, ?)",
+        [(instance, item.round, item.node, item.kind, item.bundle_hash) for item in settled.convictions],
     )
+    insert_settled_calls(con, instance, settled.round, call_ids)
     con.executemany(
         "INSERT INTO validator_settled_deposits VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         [(instance, index, settled.round) for index in deposits],
@@ -140,19 +144,13 @@ def find_last_settled(con: Connection, instance: Address, before_round: int) -> 
 
 def delete_settled(con: Connection, instance: Address, round_index: int) -> None:
     """Stop building on a round that came to nothing, and free its calls for a later one."""
-    for table in ("validator_settled", "validator_settled_calls", "validator_settled_deposits"):
+    for table in (
+        "validator_settled",
+        "validator_settled_ids",
+        "validator_settled_deposits",
+        "validator_strikes",
+    ):
         con.execute(f"DELETE FROM {table} WHERE instance = ? AND round = ?", (instance, round_index))
-
-
-def list_settled_calls(
-    con: Connection, instance: Address, first_round: int, last_round: int
-) -> frozenset[bytes]:
-    """Ids of the calls that bundles of these rounds settled."""
-    rows = con.execute(
-        "SELECT call_id FROM validator_settled_calls WHERE instance = ? AND round BETWEEN ? AND ?",
-        (instance, first_round, last_round),
-    )
-    return frozenset(row[0] for row in rows)
 
 
 def list_settled_deposits(con: Connection, instance: Address, before_round: int) -> frozenset[int]:
@@ -166,7 +164,7 @@ def list_settled_deposits(con: Connection, instance: Address, before_round: int)
 
 def prune_bundles(con: Connection, instance: Address, before_round: int) -> None:
     """Drop seals and settled calls of rounds before this one; the newest settled round stays."""
-    for table in ("validator_bundles", "validator_settled_calls"):
+    for table in ("validator_bundles", "validator_settled_ids", "validator_strikes"):
         con.execute(f"DELETE FROM {table} WHERE instance = ? AND round < ?", (instance, before_round))
     con.execute(
         "DELETE FROM validator_settled WHERE instance = ? AND round < ? AND round < ("
