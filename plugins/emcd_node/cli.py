@@ -9,6 +9,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -16,11 +17,14 @@ import trio
 from emcd.chain import Chain, ChainConfig
 from emcd.command import CommandContext, emit, json_option, pass_command_context
 from emcd.config import Config, KeyFile
-from emcd.errors import ConfigError
+from emcd.errors import ConfigError, FatalError
 from emcd.keys import SigningKey, load_keystore
+from emcd.ledger import OperationalError, open_reader
 from emcd.proto.address import parse_address
 from emcd.proto.network import Deployment, decode_deployment
-from emcd.types import ParticipantRole
+from emcd.proto.records import format_call_id
+from emcd.types import Address, ParticipantRole
+from emcd_node.omission_row import Listed, list_instances, list_omissions
 from emcd_node.registration import SignedBinding, fetch_next_nonce, send_binding, sign_binding
 
 _KINDS = {"compute": "node", "router": "router", "validator": "validator", "hub": "hub"}
@@ -29,7 +33,7 @@ _PASSWORD_ENV = "EMCD_KEY_PASSWORD"
 
 @click.group()
 def node() -> None:
-    """Register this machine's node: bind it to the wallet that earns."""
+    """This machine's node: bind it to the wallet that earns, see what bundles left out."""
 
 
 @node.command()
@@ -116,6 +120,55 @@ def register(
         result["tx_hash"] = "0x" + receipt.tx_hash.hex()
         text = f"{key.address} earns for {address} now: transaction {result['tx_hash']}"
     emit(result, text, as_json)
+
+
+@node.command()
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Calls to show."
+)
+@json_option
+@pass_command_context
+def omissions(context: CommandContext, limit: int, as_json: bool) -> None:
+    """Show this machine's calls that a bundle of the hub left out, and what became of them.
+
+    missing: found out, not filed yet. filed: validators have it, and sign no bundle without it.
+    carried: a later bundle has it. lost: no bundle may carry it any more. Reads the ledger only; may
+    be used while the daemon runs.
+    """
+    path = context.load_daemon().data_dir / "ledger.db"
+    try:
+        con = open_reader(path)
+    except FatalError as exc:
+        raise ConfigError("EMC-2034", f"{path}: {exc.detail}") from exc
+    try:
+        found = {instance: list_omissions(con, instance, limit) for instance in list_instances(con)}
+    except OperationalError as exc:
+        raise ConfigError("EMC-2034", f"{path}: {exc}") from exc
+    finally:
+        con.close()
+    rows = [_show_omission(instance, item) for instance, items in found.items() for item in items]
+    lines = [
+        f"{row['call_id']}  round {row['round']}  {row['state']:8} {_describe_state(row)}" for row in rows
+    ]
+    emit({"omissions": rows}, "\n".join(lines) or "no bundle has left out a call of this node", as_json)
+
+
+def _show_omission(instance: Address, item: Listed) -> dict[str, Any]:
+    return {
+        "node": instance,
+        "call_id": format_call_id(item.call_id),
+        "round": item.round,
+        "state": item.state,
+        "vault_micro": str(item.vault_micro),
+        "filed_with": item.filed_with,
+        "carried_in": item.carried_in,
+    }
+
+
+def _describe_state(row: dict[str, Any]) -> str:
+    if row["carried_in"] is not None:
+        return f"by the bundle of round {row['carried_in']}"
+    return f"with {row['filed_with']} validators" if row["filed_with"] else ""
 
 
 def _find_key(config: Config, kind: str, name: str) -> KeyFile:

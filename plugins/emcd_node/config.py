@@ -85,10 +85,17 @@ class NodeConfig:
     call_timeout_s: float = setting(900.0, minimum=1, maximum=86400, doc="a call that takes longer fails")
     models_dir: Path = setting(Path("models"), doc="where built models are kept")
     reconnect_max_s: float = setting(30.0, minimum=0.1, maximum=600, doc="longest pause between dials")
+    check_bundles: bool = setting(
+        True, doc="look whether the hub's bundles carry this node's calls; needs [chain]"
+    )
+    hub_api_url: str = setting(
+        "", doc="the hub's public API, for its bundles; default: what it published in the staking contract"
+    )
+    bundle_limit_mb: int = setting(512, minimum=1, maximum=4096, doc="a larger bundle is not downloaded")
     allow_cheating_demo: bool = setting(False, doc="devnet only: lets serve_quantised stand")
 
     def check(self) -> list[Fault]:
-        faults = self._check_hub_url()
+        faults = [*self._check_hub_url(), *self._check_api_url()]
         names = [model.name for model in self.model]
         faults += [
             Fault(f"model[{index}].name", f"{name!r} stands twice", BAD_MODELS)
@@ -102,6 +109,17 @@ class NodeConfig:
                 if model.serve_quantised != "none"
             ]
         return faults
+
+    def _check_api_url(self) -> list[Fault]:
+        if not self.hub_api_url:
+            return []
+        try:
+            target = parse_target(self.hub_api_url)
+        except ConfigError as exc:
+            return [Fault("hub_api_url", exc.detail, BAD_HUB_URL)]
+        if not target.tls and not is_loopback(target.host):
+            return [Fault("hub_api_url", f"{target.host} is another machine: use https://", BAD_HUB_URL)]
+        return []
 
     def _check_hub_url(self) -> list[Fault]:
         try:

@@ -44,7 +44,7 @@ class LinkSettings:
     url: str
     hub: Address
     ssl_context: ssl.SSLContext | None
-    status_interval_s: float
+    status_interval_s: Callable[[], float]
     reconnect_max_s: float
 
 
@@ -147,7 +147,7 @@ class HubLink:
             await link.send_control(self._heartbeat.make())
             await self._receipts.attach(link.send_control)
             while self._link is link:
-                with trio.move_on_after(self._settings.status_interval_s):
+                with trio.move_on_after(self._settings.status_interval_s()):
                     await self._news.wait()
                 self._news = trio.Event()
                 if self._link is link:

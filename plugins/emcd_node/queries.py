@@ -7,6 +7,16 @@ from typing import NamedTuple
 
 from emcd.ledger import Connection
 from emcd.types import Address, Hash
+from emcd_node.batch_plan import Batched
+
+_BY_ROUND = (
+    "node_receipts",
+    "node_batches",
+    "node_proofs",
+    "node_deliveries",
+    "node_checked_rounds",
+    "node_consolidated_rounds",
+)
 
 
 class ReceiptRow(NamedTuple):
@@ -128,9 +138,75 @@ def find_proof(con: Connection, instance: Address, record_hash: bytes) -> bytes 
     return None if row is None else bytes(row[0])
 
 
+def list_batched(con: Connection, instance: Address, round_index: int) -> list[Batched]:
+    """The receipts of a round that the hub took, by call id, with their first batches."""
+    rows = con.execute(
+        "SELECT r.receipt_hash, b.root, length(b.record_hashes) / 32 FROM node_receipts r"
+        " JOIN node_batches b ON b.instance = r.instance AND b.root = r.batch_root"
+        " JOIN node_deliveries d ON d.instance = r.instance AND d.call_id = r.call_id"
+        " WHERE r.instance = ? AND r.round = ? ORDER BY r.call_id",
+        (instance, round_index),
+    )
+    return [Batched(*row) for row in rows]
+
+
+def insert_consolidated(
+    con: Connection, instance: Address, round_index: int, rows: Sequence[BatchRow]
+) -> bool:
+    """Record a round's larger batches, once. Returns: whether they were not there yet."""
+    done = con.execute(
+        "INSERT INTO node_consolidated_rounds VALUES (?, ?) ON CONFLICT DO NOTHING", (instance, round_index)
+    )
+    if done.rowcount:
+        con.executemany(
+            "INSERT INTO node_batches (instance, root, batch, record_hashes, round) VALUES (?,?,?,?,?)"
+            " ON CONFLICT DO NOTHING",
+            rows,
+        )
+    return done.rowcount > 0
+
+
+def is_consolidated(con: Connection, instance: Address, round_index: int) -> bool:
+    row = con.execute(
+        "SELECT 1 FROM node_consolidated_rounds WHERE instance = ? AND round = ?", (instance, round_index)
+    ).fetchone()
+    return row is not None
+
+
 def delete_before(con: Connection, instance: Address, round_index: int) -> int:
-    """Forget what is older than a round. Returns: how many rows went."""
+    """Forget what is older than a round, whatever became of it. Returns: how many rows went."""
     return sum(
         con.execute(f"DELETE FROM {table} WHERE instance = ? AND round < ?", (instance, round_index)).rowcount
-        for table in ("node_receipts", "node_batches", "node_proofs")
+        for table in _BY_ROUND
     )
+
+
+def delete_settled(con: Connection, instance: Address, carried_before: int) -> int:
+    """Forget calls that bundles of rounds before this one carried. Returns: how many rows went.
+
+    A batch goes when no receipt of its round is left; of a proof the record goes with its call.
+    """
+    settled = (
+        "SELECT {column} FROM node_deliveries WHERE instance = ?1 AND state = 'carried' AND carried_in < ?2"
+    )
+    gone = 0
+    for column in ("forward_hash", "delivery_hash"):
+        gone += con.execute(
+            "DELETE FROM node_proofs WHERE instance = ?1 AND record_hash IN"
+            f" ({settled.format(column=column)})",
+            (instance, carried_before),
+        ).rowcount
+    gone += con.execute(
+        f"DELETE FROM node_receipts WHERE instance = ?1 AND call_id IN ({settled.format(column='call_id')})",
+        (instance, carried_before),
+    ).rowcount
+    gone += con.execute(
+        "DELETE FROM node_deliveries WHERE instance = ? AND state = 'carried' AND carried_in < ?",
+        (instance, carried_before),
+    ).rowcount
+    gone += con.execute(
+        "DELETE FROM node_batches WHERE instance = ?1 AND round < coalesce((SELECT min(round) FROM"
+        " node_receipts WHERE instance = ?1), ?2) AND round < ?2 AND sent_at_ms IS NOT NULL",
+        (instance, carried_before),
+    ).rowcount
+    return gone

@@ -2,14 +2,14 @@
 
 Owns the node's receipt and batch rows. Invariants: a receipt is on disk before the call's end is
 sent; a call id has one receipt for ever (the primary key decides, not memory); every receipt ends
-up in exactly one batch, also after a crash; a batch is on disk before it is signed, and signing
-the same batch again gives the same signature.
+up in exactly one batch, also after a crash, and once its round is over perhaps in a larger one too;
+a batch is on disk before it is signed, and signing the same batch again gives the same signature.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 import trio
@@ -24,6 +24,7 @@ from emcd.proto.records import BATCH_MS, BATCH_RECORDS, Forward, Receipt, Record
 from emcd.proto.signing import Signer
 from emcd.types import Hash
 from emcd_node import queries
+from emcd_node.batch_plan import plan_batches
 from emcd_node.queries import BatchRow, ReceiptRow
 
 SendControl = Callable[[bytes], Awaitable[None]]
@@ -32,6 +33,8 @@ _REMEMBERED_CALLS = 8192
 """Call ids kept in memory so that a repeated call is refused before work, not only after."""
 _RESEND_MS = 30_000
 """What was sent this shortly before a connection broke may not have reached the hub's disk."""
+_CONSOLIDATED_PAUSE_S = 0.05
+"""A hub listens to 50 messages a second of a node."""
 _WRITE_S = 30.0
 """A ledger that takes longer is as good as lost; the call fails and no receipt is shown."""
 
@@ -129,13 +132,41 @@ class ReceiptBook:
         if self._send is send:
             self._send = None
 
-    async def prune(self, keep_rounds: int) -> int:
-        """Forget what is older than `keep_rounds` rounds. Returns: how many rows went."""
-        before = self._params.round_at(self._clock.now_ms()) - keep_rounds
-        return await self._ledger.write(lambda con: queries.delete_before(con, self._key.address, before))
+    async def consolidate(self, round_index: int) -> int:
+        """Sign the receipts of a round that is over anew, those of small batches in larger ones, once.
 
-    async def _make_batch(self) -> None:
-        hashes = self._unbatched[:BATCH_RECORDS]
+        Returns: how many batches were made; they are sent, and sent again after a broken connection, as
+        all others are. Cancellation: what is on disk is sent through the next connection.
+        """
+        address = self._key.address
+        if await self._ledger.read(lambda con: queries.is_consolidated(con, address, round_index)):
+            return 0
+        found = await self._ledger.read(lambda con: queries.list_batched(con, address, round_index))
+        rows = [self._make_row(hashes) for hashes in plan_batches(found)]
+        if not await self._ledger.write(
+            lambda con: queries.insert_consolidated(con, address, round_index, rows)
+        ):
+            return 0
+        for row in rows:
+            if self._send is not None:
+                try:
+                    await self._send_batch(self._send, row)
+                except RecoverableError:
+                    self._send = None
+            await trio.sleep(_CONSOLIDATED_PAUSE_S)
+        return len(rows)
+
+    async def prune(self, keep_rounds: int, settled_rounds: int) -> int:
+        """Forget what is older than `keep_rounds` rounds, and what a bundle of `settled_rounds` ago carried.
+
+        Returns: how many rows went.
+        """
+        address, current = self._key.address, self._params.round_at(self._clock.now_ms())
+        before, settled = current - keep_rounds, current - settled_rounds
+        gone = await self._ledger.write(lambda con: queries.delete_before(con, address, before))
+        return gone + await self._ledger.write(lambda con: queries.delete_settled(con, address, settled))
+
+    def _make_row(self, hashes: Sequence[bytes]) -> BatchRow:
         now_ms = self._clock.now_ms()
         batch = RecordBatch(
             signer=self._key.address,
@@ -144,13 +175,17 @@ class ReceiptBook:
             count=len(hashes),
             signed_at_ms=now_ms,
         )
-        row = BatchRow(
+        return BatchRow(
             instance=self._key.address,
             root=Hash(batch.root),
             batch=msgspec.msgpack.encode(batch),
             record_hashes=b"".join(hashes),
             round=self._params.round_at(now_ms),
         )
+
+    async def _make_batch(self) -> None:
+        hashes = self._unbatched[:BATCH_RECORDS]
+        row = self._make_row(hashes)
         await self._ledger.write(lambda con: queries.insert_batch(con, row))
         self._sending = True
         del self._unbatched[: len(hashes)]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from emcd.chain import Chain, TxReceipt
-from emcd.chain.sender import send_call
 from emcd.errors import ConfigError
 from emcd.keys import SigningKey
 from emcd.proto.address import hex_hash
@@ -71,4 +70,4 @@ async def send_binding(chain: Chain, signed: SignedBinding, wallet: SigningKey) 
     if wallet.address != signed.binding.wallet:
         raise ConfigError("EMC-2021", f"it holds {wallet.address}, the binding names {signed.binding.wallet}")
     call = chain.staking.submit_bind(signed.binding, signed.signature)
-    return await send_call(chain.rpc, chain.deployment.chain_id, wallet, call)
+    return await chain.send(wallet, call)

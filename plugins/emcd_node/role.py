@@ -17,21 +17,34 @@ from emcd.inference.embedder import EmbedderSettings
 from emcd.inference.engine import Engine, EngineTimes, load_api_key
 from emcd.log import register_secret
 from emcd.net.tls import client_context
+from emcd.net.url_guard import is_loopback, parse_target
+from emcd.proto.parameter_rule import MAX_CARRY_ROUNDS
 from emcd.role import Health, HealthState, RoleContext, RoleSpec
 from emcd_node.call_server import CallServer
 from emcd_node.config import ModelConfig, NodeConfig
+from emcd_node.directory import Directory
 from emcd_node.embedded_model import EmbeddedModel
 from emcd_node.engine_model import EngineModel
+from emcd_node.filing import Filer
 from emcd_node.gpu import describe_gpus
 from emcd_node.heartbeat import Heartbeat, Load
 from emcd_node.hub_link import HubLink, LinkSettings
+from emcd_node.hub_pages import HubPages
 from emcd_node.hub_proofs import HubProofs
+from emcd_node.omission_watch import OmissionWatch
 from emcd_node.receipt_book import ReceiptBook
 from emcd_node.schema import MIGRATIONS
 from emcd_node.served_model import ServedModel
 
 _LOOK_S = 1.0
 """How often it is looked whether a model came or went."""
+_LOOK_MAX_S = 60.0
+_CONSOLIDATE_AFTER_MS = 10_000
+"""After a round's end: the last receipts have their batches, and the hub's deliveries have come."""
+_GRACE_ROUNDS = 2
+_FETCH_SHARE = 0.1
+"""How much of a round one request may take."""
+_FETCH_MAX_S = 10.0
 
 
 class NodeRole:
@@ -68,6 +81,7 @@ class NodeRole:
             call_timeout_s=config.call_timeout_s,
         )
         self._link: HubLink | None = None
+        self._watch = self._make_watch()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the models, then stay connected; started when the models are open.
@@ -84,6 +98,9 @@ class NodeRole:
             self._state = HealthState.READY
             nursery.start_soon(self._watch_models, self._link)
             nursery.start_soon(self._prune)
+            nursery.start_soon(self._consolidate)
+            if self._watch is not None:
+                nursery.start_soon(self._watch.run)
             task_status.started()
             await self._link.run()
             await trio.sleep_forever()
@@ -106,6 +123,8 @@ class NodeRole:
         complaints = [model.complaint() for model in self._models.values()]
         if self._link is not None:
             complaints = [self._link.complaint, self._link.notice, self._calls.clock_complaint, *complaints]
+        if self._watch is not None:
+            complaints.append(self._watch.complaint)
         reason = "; ".join(filter(None, complaints))
         return Health(HealthState.DEGRADED, reason) if reason else Health(HealthState.READY)
 
@@ -116,7 +135,7 @@ class NodeRole:
             url=config.hub_url,
             hub=hub,
             ssl_context=self._tls,
-            status_interval_s=self._params.status_interval_ms / 1000,
+            status_interval_s=self._status_interval_s,
             reconnect_max_s=min(config.reconnect_max_s, self._params.round_s / 10),
         )
         heartbeat = Heartbeat(self._key, self._domain, hub, ctx.clock, __version__, gpu, self._load)
@@ -129,6 +148,41 @@ class NodeRole:
             receipts=self._receipts,
             proofs=HubProofs(ctx.ledger, self._key.address, hub, self._domain, self._params, ctx.clock),
             heartbeat=heartbeat,
+            log=ctx.log,
+        )
+
+    def _status_interval_s(self) -> float:
+        """As the network has it now; without a chain, as the deployment file says."""
+        index = self._params.round_at(self._ctx.clock.now_ms())
+        version = self._ctx.parameters.schedule.newest_readable_at(index)
+        return version.parameters.params.status_interval_ms / 1000
+
+    def _make_watch(self) -> OmissionWatch | None:
+        """Who looks after this node's calls in the bundles; nobody without a chain to find them by."""
+        config, ctx = self._config, self._ctx
+        if not config.check_bundles or ctx.rpc is None:
+            reason = "check_bundles is off" if ctx.rpc is not None else "there is no [chain]"
+            ctx.log.warning("node.bundles_unchecked", reason=reason)
+            return None
+        node, hub = self._key.address, config.hub_address
+        timeout_s = min(_FETCH_MAX_S, max(1.0, self._params.round_s * _FETCH_SHARE))
+        is_local = is_loopback(parse_target(config.hub_url, ("ws", "wss")).host)
+        return OmissionWatch(
+            node=node,
+            params=self._params,
+            parameters=ctx.parameters,
+            ledger=ctx.ledger,
+            clock=ctx.clock,
+            pages=HubPages(
+                node=node,
+                hub=hub,
+                domain=self._domain,
+                folder=ctx.data_dir,
+                max_bundle_bytes=config.bundle_limit_mb << 20,
+                timeout_s=timeout_s,
+            ),
+            directory=Directory(ctx.rpc, hub, config.hub_api_url, allow_loopback=is_local),
+            filer=Filer(self._key, self._domain, timeout_s=timeout_s),
             log=ctx.log,
         )
 
@@ -163,11 +217,27 @@ class NodeRole:
             await trio.sleep(_LOOK_S)
 
     async def _prune(self) -> None:
+        """Forget what no bundle may carry any more, and sooner what one carried that can't be vetoed."""
         while True:
-            rows = await self._receipts.prune(self._params.carry_rounds)
+            params = self._ctx.parameters.schedule.newest.parameters.params
+            settled = params.challenge_delay_rounds + params.void_after_rounds
+            rows = await self._receipts.prune(MAX_CARRY_ROUNDS + _GRACE_ROUNDS, settled + _GRACE_ROUNDS)
             if rows:
                 self._ctx.log.debug("node.pruned", rows=rows)
             await trio.sleep(self._params.round_s)
+
+    async def _consolidate(self) -> None:
+        """Soon after each round: sign its receipts anew in larger batches, where they stand in small ones."""
+        params, clock = self._params, self._ctx.clock
+        wait_ms = min(_CONSOLIDATE_AFTER_MS, params.round_s * 1000 // 5)
+        while True:
+            index = params.round_at(clock.now_ms() - wait_ms) - 1
+            if index >= 0 and self._state is HealthState.READY:
+                batches = await self._receipts.consolidate(index)
+                if batches:
+                    self._ctx.log.info("node.receipts_consolidated", round=index, batches=batches)
+            left_ms = params.round_end_ms(index + 1) + wait_ms - clock.now_ms()
+            await trio.sleep(min(_LOOK_MAX_S, max(0.05, left_ms / 1000)))
 
 
 SPEC = RoleSpec(

@@ -47,4 +47,40 @@ MIGRATIONS = (
         CREATE INDEX node_proofs_by_round ON node_proofs (instance, round);
         """,
     ),
+    Migration(
+        2,
+        "deliveries, checked rounds and consolidated batches",
+        """
+        CREATE TABLE node_deliveries (
+            instance TEXT NOT NULL,
+            forward_hash BLOB NOT NULL CHECK (length(forward_hash) = 32),
+            delivery_hash BLOB NOT NULL CHECK (length(delivery_hash) = 32),
+            call_id BLOB CHECK (call_id IS NULL OR length(call_id) = 16),
+            delivery BLOB NOT NULL,
+            round INTEGER NOT NULL,
+            vault_micro INTEGER NOT NULL,
+            state TEXT NOT NULL
+                CHECK (state IN ('expected', 'missing', 'filed', 'carried', 'lost', 'unpaid')),
+            filed_with INTEGER NOT NULL DEFAULT 0,
+            carried_in INTEGER,
+            PRIMARY KEY (instance, forward_hash)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX node_deliveries_by_state ON node_deliveries (instance, state, round);
+        CREATE INDEX node_deliveries_by_call ON node_deliveries (instance, call_id);
+
+        CREATE TABLE node_checked_rounds (
+            instance TEXT NOT NULL,
+            round INTEGER NOT NULL,
+            bundle_hash BLOB CHECK (bundle_hash IS NULL OR length(bundle_hash) = 32),
+            previous_round INTEGER,
+            PRIMARY KEY (instance, round)
+        ) STRICT, WITHOUT ROWID;
+
+        CREATE TABLE node_consolidated_rounds (
+            instance TEXT NOT NULL,
+            round INTEGER NOT NULL,
+            PRIMARY KEY (instance, round)
+        ) STRICT, WITHOUT ROWID;
+        """,
+    ),
 )

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 import trio
 
+from emcd.accounting.weights import settle_locks
 from emcd.chain import BlockRef, Chain, Deposit, Publication
 from emcd.errors import RecoverableError
-from emcd.proto.params import NetworkParams
+from emcd.services import ParametersInForce
 from emcd_validator.view import RoundView, list_endpoints
 
 _KEPT_VIEWS = 32
@@ -21,9 +22,9 @@ _KEPT_VIEWS = 32
 class ChainViews:
     """The views of recent rounds."""
 
-    def __init__(self, chain: Chain, params: NetworkParams) -> None:
+    def __init__(self, chain: Chain, parameters: ParametersInForce) -> None:
         self._chain = chain
-        self._params = params
+        self._parameters = parameters
         self._views: dict[int, RoundView] = {}
         self._lock = trio.Lock()
         self._deposit_lock = trio.Lock()
@@ -81,11 +82,13 @@ class ChainViews:
             return [*self._deposits, *fresh]
 
     async def _read_view(self, round_index: int) -> RoundView:
-        start_s = self._params.round_start_ms(round_index) // 1000
+        params = self._parameters.schedule.params_at(round_index)
+        epoch = params.epoch_of(round_index)
+        start_s = params.round_start_ms(round_index) // 1000
         snapshot = await self._chain.block_at(start_s)
-        beacon = await self._fetch_beacon(start_s)
-        participants = await self._chain.staking.fetch_snapshot(snapshot)
-        members = await self._chain.staking.fetch_validator_set(self._params.epoch_of(round_index), at=beacon)
+        beacon = await self._fetch_beacon(start_s, params.beacon_blocks)
+        participants = settle_locks(params, await self._chain.staking.fetch_snapshot(snapshot, epoch))
+        members = await self._chain.staking.fetch_validator_set(epoch, at=beacon)
         validators = tuple(entry for entry in members if any(entry.power_wei))
         found = await self._chain.staking.fetch_participants(at=beacon)
         return RoundView(
@@ -99,10 +102,10 @@ class ChainViews:
             endpoints=list_endpoints(found, validators),
         )
 
-    async def _fetch_beacon(self, start_s: int) -> BlockRef:
-        """The block `beacon_blocks` after the first with timestamp >= start, once it is confirmed."""
+    async def _fetch_beacon(self, start_s: int, blocks: int) -> BlockRef:
+        """The block `blocks` after the first with timestamp >= start, once it is confirmed."""
         before = await self._chain.block_at(start_s - 1)
-        number = before.number + 1 + self._params.beacon_blocks
+        number = before.number + 1 + blocks
         if (await self._chain.confirmed_head()).number < number:
             raise RecoverableError("EMC-1806", f"the beacon of the round from {start_s} s is block {number}")
         return await self._chain.fetch_block(number)

@@ -11,15 +11,17 @@ from functools import partial
 import trio
 
 from emcd.accounting.plan import compute_commitment
+from emcd.errors import RecoverableError
 from emcd.ledger import Connection
 from emcd.proto.bundle import CommitmentEntry
 from emcd.proto.messages import PlanCommitment
+from emcd.types import Address
 from emcd_validator.corpus import Corpus, RoundCorpus
 from emcd_validator.corpus_store import CorpusStore, is_low
 from emcd_validator.entry import commitment_item, read_commitment_item
 from emcd_validator.events import PROBE, ProbeMoved
 from emcd_validator.plan import SEED_BYTES, Draws, PlannedProbe, draw_plan, own_slots
-from emcd_validator.queries.items import Kind, find_item
+from emcd_validator.queries.items import Kind
 from emcd_validator.queries.rounds import (
     ProbeRow,
     RoundRow,
@@ -30,7 +32,7 @@ from emcd_validator.queries.rounds import (
     insert_round,
     list_used_leaves,
 )
-from emcd_validator.signatory import issue
+from emcd_validator.signatory import find_own, issue
 from emcd_validator.validator import Validator
 from emcd_validator.view import RoundView
 
@@ -55,18 +57,28 @@ class Committer:
         validator = self._validator
         while True:
             following = max(0, validator.current_round() + 1)
-            await self.commit(following)
+            try:
+                await self.commit(following)
+            except RecoverableError as exc:
+                self.complaint = f"no plan for round {following} yet: {exc.code}"
+                validator.log.warning("commitment delayed", code=exc.code, detail=exc.detail)
+                await trio.sleep(validator.poll_s)
+                continue
             await validator.sleep_until(
                 validator.params.round_start_ms(following) + validator.params.round_s * 500
             )
 
     async def commit(self, round_index: int) -> CommitmentEntry | None:
-        """Commit to a round that has not begun. Returns: None when it has, or no leaf is left."""
+        """Commit to a round that has not begun. Returns: None when it has, or no leaf is left.
+
+        Raises: RecoverableError with several keys, while the chain can't say which of them speaks.
+        """
         validator = self._validator
         async with self._lock:
             known = await self._find(round_index)
             if known is not None or validator.now_ms() >= validator.params.round_start_ms(round_index):
                 return known
+            author = await validator.find_speaker(round_index)
             row = await validator.read(lambda con: find_round(con, validator.address, round_index))
             if row is None:
                 self.complaint = ""
@@ -76,7 +88,7 @@ class Committer:
                     validator.log.error("corpus exhausted", code="EMC-1812", round=round_index)
                     return None
                 row = _draw_secret(round_index, tree)
-            return await self._sign(row)
+            return await self._sign(row, author)
 
     async def plan(self, view: RoundView) -> bool:
         """Fix the plan of a round that was committed to. Returns: False when there is no plan to fix.
@@ -85,7 +97,8 @@ class Committer:
         """
         validator = self._validator
         row = await validator.read(lambda con: find_round(con, validator.address, view.round))
-        if row is None or await self._find(view.round) is None:
+        signed = await self._find(view.round)
+        if row is None or signed is None or signed.commitment.validator != validator.speaker(view.members):
             return False
         if row.beacon_hash is not None:
             return True
@@ -100,9 +113,10 @@ class Committer:
 
     async def _fix(self, view: RoundView, row: RoundRow, tree: RoundCorpus) -> None:
         validator = self._validator
-        slots = own_slots(view.assignments(validator.params), validator.address)
+        params = validator.params_at(view.round)
+        slots = own_slots(view.assignments(params), validator.speaker(view.members))
         draws = Draws(row.seed, view.beacon_hash)
-        planned = draw_plan(draws, slots, tree.count, validator.params, view.round)
+        planned = draw_plan(draws, slots, tree.count, params, view.round)
         probes = [
             _probe_row(view.round, item, tree, item.leaf_index)
             for item in planned
@@ -126,16 +140,13 @@ class Committer:
             )
 
     async def _find(self, round_index: int) -> CommitmentEntry | None:
-        validator = self._validator
-        item = await validator.read(
-            lambda con: find_item(con, validator.address, Kind.COMMITMENT, round_index, validator.address)
-        )
+        item = await find_own(self._validator, Kind.COMMITMENT, round_index)
         return read_commitment_item(item) if item is not None and item.signature is not None else None
 
-    async def _sign(self, row: RoundRow) -> CommitmentEntry:
+    async def _sign(self, row: RoundRow, author: Address) -> CommitmentEntry:
         validator = self._validator
         commitment = compute_commitment(row.seed, row.corpus_root, row.salt)
-        statement = PlanCommitment(validator.address, row.round, commitment, validator.now_ms())
+        statement = PlanCommitment(author, row.round, commitment, validator.now_ms())
 
         def keep(con: Connection) -> None:
             insert_round(con, validator.address, row)

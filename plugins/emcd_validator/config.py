@@ -21,6 +21,11 @@ class ValidatorConfig:
     listen: Listen = setting(doc="where peers, hub and settler fetch what this validator signed")
     hub_url: str = setting(doc="the hub's OpenAI API, like any user's base URL without /v1")
     hub_address: Address = setting(doc="the hub's key, pinned: it signs receipts and bundle seals")
+    more_keys: tuple[KeyFile, ...] = setting(
+        (),
+        maximum=8,
+        doc="older and coming hot keys; in each epoch the one that the chain has in force signs",
+    )
     api_key_file: Path | None = setting(None, doc="hub API keys, one a line; several are used in turn")
     api_key_env: str = setting("", doc="or the environment variable that holds them, separated by commas")
     models: tuple[str, ...] = setting((DEFAULT_MODEL,), minimum=1, doc="the models this validator can judge")

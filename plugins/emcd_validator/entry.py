@@ -61,9 +61,11 @@ def vote_item(entry: VoteEntry, held_at_ms: int = 0) -> Item:
     )
 
 
-def round_root_item(root: RoundRoot, author: Address, held_at_ms: int) -> Item:
+def round_root_item(
+    root: RoundRoot, author: Address, held_at_ms: int, signature: bytes | None = None
+) -> Item:
     data = msgspec.json.encode(to_json(root))  # msgpack has no integer of 256 bits
-    return Item(Kind.ROUND_ROOT, root.round, author, b"", data, None, held_at_ms)
+    return Item(Kind.ROUND_ROOT, root.round, author, b"", data, signature, held_at_ms)
 
 
 def read_struct(item: Item) -> TypedStruct:

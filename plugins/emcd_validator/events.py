@@ -43,6 +43,18 @@ class AttestationGiven:
     reason: str
 
 
+@dataclass(frozen=True)
+class OffenceFound:
+    """An offence was proven to a validator; `kind` as in `OffenceKind`."""
+
+    validator: Address
+    kind: str
+    offender: Address
+    round: int
+    evidence_hash: bytes
+
+
 PROBE: Topic[ProbeMoved] = Topic("validator.probe")
 VERDICT: Topic[VerdictGiven] = Topic("validator.verdict")
 ATTESTATION: Topic[AttestationGiven] = Topic("validator.attestation")
+OFFENCE: Topic[OffenceFound] = Topic("validator.offence")

@@ -15,4 +15,6 @@ DECISIONS = counter(
 PEER_FAULTS = counter(
     "emcd_validator_peer_faults_total", "Statements and evidence of peers refused", ("code",)
 )
+OFFENCES = counter("emcd_validator_offences_total", "Offences proven here", ("kind",))
+SLASHES = counter("emcd_validator_slashes_total", "Orders to slash that were signed here")
 AUDIT_SECONDS = histogram("emcd_validator_audit_seconds", "Audit of one bundle")

@@ -6,14 +6,15 @@ and the signer that the chain names. A strike is believed by nobody: it is a cla
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from emcd.accounting.evidence_rule import require_commitment, require_reveal, require_vote
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
-from emcd.proto.messages import BundleSeal, Verdict
+from emcd.proto.eip712 import Domain
+from emcd.proto.messages import BundleSeal, RoundRoot, Verdict
 from emcd.proto.signing import require_signer
 from emcd.types import Address
 from emcd_validator.corpus import Leaf, decode_leaf
@@ -79,6 +80,26 @@ def check_seal(terms: RoundTerms, seal: BundleSeal, signature: bytes) -> None:
         require_signer(terms.domain, seal, signature, terms.hub)
     except RemoteProtocolError as exc:
         raise RemoteProtocolError("EMC-1807", exc.detail) from exc
+
+
+def check_root(
+    domain: Domain,
+    members: Collection[Address],
+    round_index: int,
+    author: Address,
+    root: RoundRoot,
+    signature: bytes,
+) -> None:
+    """Whether a member of the round's set attested this.
+
+    Args: `domain` the distributor's. Raises: RemoteProtocolError EMC-1840.
+    """
+    if root.round != round_index or author not in members:
+        raise RemoteProtocolError("EMC-1840", f"an attestation of {author} for round {root.round}")
+    try:
+        require_signer(domain, root, signature, author)
+    except RemoteProtocolError as exc:
+        raise RemoteProtocolError("EMC-1840", exc.detail) from exc
 
 
 def list_strikes(entry: RevealEntry) -> tuple[ProbeResult, ...]:

@@ -20,6 +20,8 @@ _MAX_BYTES = {
     "votes": 4 << 20,
     "evidence": 16 << 20,
     "seals": 1 << 16,
+    "roots": 1 << 17,
+    "offences": 4 << 20,
 }
 
 
@@ -30,15 +32,16 @@ class PeerClient:
         self._allow_loopback = allow_loopback
         self._timeout_s = timeout_s
 
-    async def find_page(self, endpoint: str, what: str, key: int | bytes) -> Any:
-        """A page of a peer: `what` is "reveals" and so on, `key` a round or a call id.
+    async def find_page(self, endpoint: str, what: str, key: int | bytes | None) -> Any:
+        """A page of a peer: `what` is "reveals" and so on, `key` a round, a call id, a hash, or nothing.
 
         Returns: the JSON value; None when it serves none.
         Raises: RecoverableError (unreachable, late, too large, not JSON, an endpoint not to be asked).
         """
         self._require_askable(endpoint)
-        name = format_call_id(key) if isinstance(key, bytes) else str(key)
-        url = f"{endpoint.rstrip('/')}/{what}/{name}"
+        url = f"{endpoint.rstrip('/')}/{what}"
+        if key is not None:
+            url += f"/{_name(key)}"
         answer = await request("GET", url, timeout_s=self._timeout_s, max_bytes=_MAX_BYTES[what])
         if answer.status == 404:
             return None
@@ -53,3 +56,9 @@ class PeerClient:
             require_public(endpoint)
         except ConfigError as exc:
             raise RecoverableError("EMC-1810", f"{endpoint[:200]}: {exc.detail}") from exc
+
+
+def _name(key: int | bytes) -> str:
+    if isinstance(key, int):
+        return str(key)
+    return "0x" + key.hex() if len(key) == 32 else format_call_id(key)

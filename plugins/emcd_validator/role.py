@@ -19,20 +19,28 @@ from emcd.net.tls import server_context
 from emcd.role import Health, HealthState, Role, RoleContext, RoleSpec
 from emcd_validator.api_keys import ApiKeys, load_api_keys
 from emcd_validator.attester import Attester
+from emcd_validator.bundle_store import BundleStore
 from emcd_validator.chain_view import ChainViews
 from emcd_validator.committer import Committer
 from emcd_validator.config import ValidatorConfig
 from emcd_validator.corpus_store import CorpusStore
 from emcd_validator.hub_client import HubClient
 from emcd_validator.model import list_judged
+from emcd_validator.offence_chain import OffenceChain
+from emcd_validator.offence_desk import OffenceDesk
+from emcd_validator.offence_exchange import OffenceExchange
+from emcd_validator.offence_page import OffencePages
+from emcd_validator.offence_run import OffenceRunner
 from emcd_validator.peer_client import PeerClient
 from emcd_validator.prober import Prober
+from emcd_validator.queries.keys import ensure_instance
 from emcd_validator.queries.rounds import mark_lost
 from emcd_validator.reference import Reference, ReferenceSettings
 from emcd_validator.round_run import RoundRunner, prune
 from emcd_validator.schema import MIGRATIONS
 from emcd_validator.server import MAX_OMISSION_BYTES, Pages
 from emcd_validator.signatory import finish_drafts
+from emcd_validator.slash_desk import SlashDesk
 from emcd_validator.validator import Validator
 from emcd_validator.voter import Voter
 
@@ -55,8 +63,16 @@ class ValidatorRole(Role):
         self._keys = ApiKeys(())
         if config.api_key_file is None or await trio.Path(config.api_key_file).exists():
             await self._read_keys()
+        signer, *more = [ctx.load_key(ref) for ref in (config.key, *config.more_keys)]
+        addresses = [signer.address, *(key.address for key in more)]
+        self._chain = ctx.chain
+        self._offence_chain = OffenceChain(ctx.chain)
         self._validator = Validator(
-            signer=ctx.load_key(config.key),
+            signer=signer,
+            more_signers=tuple(more),
+            instance=await ctx.ledger.write(lambda con: ensure_instance(con, addresses)),
+            parameters=ctx.parameters,
+            fetch_members=self._offence_chain.fetch_members,
             hub=config.hub_address,
             deployment=ctx.deployment,
             models=list_judged(config.models),
@@ -74,7 +90,7 @@ class ValidatorRole(Role):
         self._references = {
             name: Reference(model, settings) for name, model in self._validator.models.items()
         }
-        self._views = ChainViews(ctx.chain, ctx.deployment.params)
+        self._views = ChainViews(ctx.chain, ctx.parameters)
         self._build_parts()
 
     def _build_parts(self) -> None:
@@ -86,9 +102,14 @@ class ValidatorRole(Role):
         )
         self._voter = Voter(validator, peers, self._references)
         self._prober = Prober(validator, hub, self._keys, self._references, config.call_timeout_s)
-        self._attester = Attester(validator, hub, self._views, self._voter)
+        store = BundleStore(validator.ledger.path.parent / "audits" / validator.address)
+        self._attester = Attester(validator, hub, store, self._views, self._voter)
         self._rounds = RoundRunner(validator, self._views, self._committer, self._prober, self._voter)
-        self._pages = Pages(validator, self._attester, self.health)
+        chain = self._offence_chain
+        desk = OffenceDesk(validator, chain)
+        exchange = OffenceExchange(validator, peers, chain, desk)
+        self._offences = OffenceRunner(validator, desk, exchange, SlashDesk(validator, chain))
+        self._pages = Pages(validator, self._attester, OffencePages(validator, desk), self.health)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Recover, listen, then work rounds until cancelled."""
@@ -121,6 +142,7 @@ class ValidatorRole(Role):
             nursery.start_soon(self._committer.run)
             nursery.start_soon(self._attester.run)
             nursery.start_soon(self._rounds.run)
+            nursery.start_soon(self._offences.run)
             nursery.start_soon(self._prune)
             self._health = Health(HealthState.READY)
             task_status.started()
@@ -131,7 +153,7 @@ class ValidatorRole(Role):
         self._drain.set()
 
     def health(self) -> Health:
-        complaint = self._committer.complaint or self._key_complaint
+        complaint = self._committer.complaint or self._key_complaint or self._chain.problem
         if self._health.state is HealthState.READY and complaint:
             return Health(HealthState.DEGRADED, complaint)
         return self._health

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import trio
 
+from emcd.accounting.offence import judged_rounds
 from emcd.errors import LocalProtocolError
 from emcd_validator.chain_view import ChainViews
 from emcd_validator.committer import Committer
 from emcd_validator.prober import Prober
 from emcd_validator.queries.bundles import prune_bundles
 from emcd_validator.queries.items import prune_items
+from emcd_validator.queries.offences import prune_offences
 from emcd_validator.queries.rounds import prune_rounds
 from emcd_validator.revealer import reveal_round
 from emcd_validator.validator import Validator
 from emcd_validator.voter import Voter
 
 KEPT_ROUNDS = 24
+KEPT_EPOCHS = 4
+"""Of orders to slash; the contract takes those of this epoch and the last."""
 
 
 class RoundRunner:
@@ -76,3 +80,6 @@ async def prune(validator: Validator) -> None:
     await validator.write(lambda con: prune_rounds(con, validator.address, before))
     await validator.write(lambda con: prune_items(con, validator.address, before))
     await validator.write(lambda con: prune_bundles(con, validator.address, before))
+    first, current = judged_rounds(validator.params, validator.current_round())
+    epoch = validator.params.epoch_of(current) - KEPT_EPOCHS
+    await validator.write(lambda con: prune_offences(con, validator.address, first, epoch))

@@ -1,8 +1,10 @@
 """The validator's tables. A released step is never edited: add a new one.
 
-`instance` is the validator's own address: several may share a daemon and its ledger.
+`instance` is the address of the validator's first key, whatever key it signs with now: several
+validators may share a daemon and its ledger. `validator_keys` are all keys it ever had.
 `validator_items` holds every signed statement of a round, own and peers', in the form in which the
 bundle carries it; an own one without a signature is a draft that was recorded and not yet signed.
+`validator_strikes` are the nodes that bundles signed here convict: offences once a root is active.
 """
 
 from __future__ import annotations
@@ -129,8 +131,66 @@ CREATE TABLE validator_settled_deposits (
 CREATE INDEX validator_settled_calls_round ON validator_settled_calls (instance, round);
 """
 
+_OFFENCES = """
+CREATE TABLE validator_strikes (
+    instance TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    kind INTEGER NOT NULL,
+    bundle_hash BLOB NOT NULL CHECK (length(bundle_hash) = 32),
+    PRIMARY KEY (instance, round, node)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE validator_offences (
+    instance TEXT NOT NULL,
+    evidence_hash BLOB NOT NULL CHECK (length(evidence_hash) = 32),
+    kind INTEGER NOT NULL,
+    offender TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    proof BLOB NOT NULL,
+    state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'slashed', 'no stake')),
+    found_at_ms INTEGER NOT NULL,
+    PRIMARY KEY (instance, evidence_hash)
+) STRICT;
+CREATE INDEX validator_offences_round ON validator_offences (instance, round);
+
+CREATE TABLE validator_slashes (
+    instance TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    evidence_hash BLOB NOT NULL CHECK (length(evidence_hash) = 32),
+    node TEXT NOT NULL,
+    bps INTEGER NOT NULL,
+    signature BLOB,
+    PRIMARY KEY (instance, epoch, evidence_hash)
+) STRICT, WITHOUT ROWID;
+"""
+
+_SETTLED_IDS = """
+CREATE TABLE validator_settled_ids (
+    instance TEXT NOT NULL,
+    round INTEGER NOT NULL,
+    first_call BLOB NOT NULL,
+    last_call BLOB NOT NULL,
+    call_ids BLOB NOT NULL CHECK (length(call_ids) % 16 = 0),
+    PRIMARY KEY (instance, round, first_call)
+) STRICT;
+INSERT INTO validator_settled_ids
+    SELECT instance, round, call_id, call_id, call_id FROM validator_settled_calls;
+DROP TABLE validator_settled_calls;
+"""
+
+_KEYS = """
+CREATE TABLE validator_keys (
+    address TEXT PRIMARY KEY,
+    instance TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+"""
+
 MIGRATIONS = (
     Migration(1, "rounds and probes", _ROUNDS),
     Migration(2, "signed statements", _ITEMS),
     Migration(3, "bundles", _BUNDLES),
+    Migration(4, "offences and orders to slash", _OFFENCES),
+    Migration(5, "settled calls in pieces", _SETTLED_IDS),
+    Migration(6, "a validator's keys", _KEYS),
 )

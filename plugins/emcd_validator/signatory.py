@@ -1,12 +1,13 @@
 """Signing, once: recorded first, signed after the commit, served after that.
 
-Invariant: for one purpose and slot this key signs one content, ever; after a crash between record
+Invariant: for one purpose and slot this validator signs one content, ever, whatever its key; after a crash between record
 and signature the recorded content is signed, not what a caller would say now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from emcd.errors import LocalProtocolError
 from emcd.ledger import Connection, SignOnce, sign_once
@@ -43,12 +44,24 @@ async def issue(
     return await _sign(validator, await validator.write(record), domain)
 
 
+async def find_own(validator: Validator, kind: Kind, round_index: int) -> Item | None:
+    """The own statement about a round, whichever key it is of; signed, or a draft."""
+
+    def read(con: Connection) -> Item | None:
+        found = (find_item(con, validator.address, kind, round_index, key) for key in validator.keys)
+        return next((item for item in found if item is not None), None)
+
+    return await validator.read(read)
+
+
 async def finish_drafts(validator: Validator) -> int:
     """Sign what was recorded before a crash. Returns: how many."""
-    drafts = await validator.read(lambda con: list_drafts(con, validator.address, validator.address))
-    for draft in drafts:
-        await _sign(validator, draft, domain_of(validator, draft.kind))
-    return len(drafts)
+    count = 0
+    for key in validator.keys:
+        for draft in await validator.read(partial(list_drafts, instance=validator.address, author=key)):
+            await _sign(validator, draft, domain_of(validator, draft.kind))
+            count += 1
+    return count
 
 
 def domain_of(validator: Validator, kind: Kind) -> Domain:
@@ -61,7 +74,7 @@ def domain_of(validator: Validator, kind: Kind) -> Domain:
 async def _sign(validator: Validator, item: Item, domain: Domain) -> Item:
     if item.signature is not None:
         return item
-    signature = validator.signer.sign(domain, read_struct(item))
+    signature = validator.sign(item.author, domain, read_struct(item))
     await validator.write(lambda con: set_signature(con, validator.address, item, signature))
     return Item(item.kind, item.round, item.author, item.key, item.data, signature, item.held_at_ms)
 

@@ -15,13 +15,17 @@ import msgspec
 
 from emcd.accounting.receipt import CallReceipt
 from emcd.errors import RemoteProtocolError
+from emcd.proto.address import hex_hash, parse_address, parse_hash
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.json_form import from_json, to_json
 from emcd.proto.messages import BundleSeal, PlanCommitment, Reveal, RoundRoot, Vote
-from emcd.proto.records import format_call_id
+from emcd.proto.records import BATCH_RECORDS, batch_root, format_call_id
+from emcd.types import Address
 
 MAX_VOTES = 4_096
 MAX_PROBES = 65_536
+MAX_ROOTS = 128
+"""Of a round: one of every member, and a second of those that signed two."""
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -122,6 +126,23 @@ def read_seals(page: object) -> tuple[tuple[BundleSeal, bytes], ...]:
     return tuple((from_json(BundleSeal, item.get("seal")), _signature(item)) for item in items)
 
 
+def write_roots(entries: Iterable[tuple[Address, RoundRoot, bytes]]) -> dict[str, Any]:
+    return {"roots": [{"validator": who, **write_round_root(root, sig)} for who, root, sig in entries]}
+
+
+def read_roots(page: object) -> tuple[tuple[Address, RoundRoot, bytes], ...]:
+    """(validator, root, signature). Raises: RemoteProtocolError EMC-1499."""
+    items = [_object(item, "root") for item in _list(_object(page, "roots"), "roots", MAX_ROOTS)]
+    return tuple(
+        (
+            parse_address(str(item.get("validator"))),
+            from_json(RoundRoot, item.get("round_root")),
+            _signature(item),
+        )
+        for item in items
+    )
+
+
 def write_evidence(evidence: Evidence) -> dict[str, Any]:
     return {
         "request_path": evidence.request_path,
@@ -164,27 +185,80 @@ def read_evidence(page: object) -> Evidence:
 
 def read_receipt(data: bytes) -> CallReceipt:
     """A receipt as the hub serves it. Raises: RemoteProtocolError EMC-1499."""
-    try:
-        table = msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
-        raise RemoteProtocolError("EMC-1499", f"receipt: {exc}") from exc
-    return from_json(CallReceipt, table)
+    return from_json(CallReceipt, _decode(data))
 
 
-def write_omissions(receipts: Iterable[bytes]) -> list[dict[str, Any]]:
-    """Of each filed receipt the node's batch, which holds it alone: what the hub lacks."""
+@dataclass(frozen=True)
+class Filing:
+    """A call that somebody wants to see in a bundle; `record_hashes`: all of the batch of its receipt."""
+
+    call: CallReceipt
+    record_hashes: tuple[bytes, ...]
+
+
+def read_filing(data: bytes) -> Filing:
+    """What is posted as an omission: a receipt, or a receipt and the records of the node's batch.
+
+    The hub may lack that batch, and can prove nothing with a path alone. So the whole batch is
+    wanted, which a batch of one is by itself.
+
+    Raises: RemoteProtocolError EMC-1499 (malformed), EMC-1830 (no node's receipt, or not all records
+    of its batch).
+    """
+    filing = _parse_filing(data)
+    receipt, proof, hashes = filing.call.receipt, filing.call.receipt_proof, filing.record_hashes
+    if receipt is None or proof is None:
+        raise RemoteProtocolError("EMC-1830", "the node's receipt is wanted, with its proof")
+    if bytes(receipt.struct_hash()) not in hashes or len(hashes) != proof.batch.count:
+        raise RemoteProtocolError(
+            "EMC-1830", f"all {proof.batch.count} records of the receipt's batch are wanted"
+        )
+    if batch_root(hashes) != proof.batch.root:
+        raise RemoteProtocolError("EMC-1830", "the records are not those of the receipt's batch")
+    return filing
+
+
+def _parse_filing(data: bytes) -> Filing:
+    """The same without looking whether it holds together. Raises: RemoteProtocolError EMC-1499."""
+    table = _decode(data)
+    if "receipt" not in table or "record_hashes" not in table:
+        call = from_json(CallReceipt, table)
+        return Filing(call, () if call.receipt is None else (bytes(call.receipt.struct_hash()),))
+    hashes = _read_hashes(table)
+    return Filing(from_json(CallReceipt, table["receipt"]), hashes)
+
+
+def write_omissions(filings: Iterable[bytes]) -> list[dict[str, Any]]:
+    """Of each filed call, which was checked when it came, the node's batch, whole: the hub may lack it."""
     rows = []
-    for data in receipts:
-        call = read_receipt(data)
-        proof = call.receipt_proof
-        if proof is not None and proof.batch.count == 1:
-            row = {"call_id": format_call_id(call.forward.call_id), "batch": to_json(proof.batch)}
-            rows.append({**row, "signature": write_signature(proof.signature)})
+    for data in filings:
+        filing = _parse_filing(data)
+        proof = filing.call.receipt_proof
+        assert proof is not None
+        row = {"call_id": format_call_id(filing.call.forward.call_id), "batch": to_json(proof.batch)}
+        row["signature"] = write_signature(proof.signature)
+        if len(filing.record_hashes) > 1:
+            row["record_hashes"] = [hex_hash(item) for item in filing.record_hashes]
+        rows.append(row)
     return rows
+
+
+def _read_hashes(table: dict[str, Any]) -> tuple[bytes, ...]:
+    if table.keys() != {"receipt", "record_hashes"}:
+        raise RemoteProtocolError("EMC-1499", "receipt and record_hashes are wanted, nothing else")
+    return tuple(parse_hash(str(item)) for item in _list(table, "record_hashes", BATCH_RECORDS))
 
 
 def _base64(data: bytes) -> str:
     return b64encode(data).decode()
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        table = msgspec.json.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
+        raise RemoteProtocolError("EMC-1499", f"receipt: {exc}") from exc
+    return _object(table, "receipt")
 
 
 def _object(page: object, what: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """What every part of one validator shares: who it is, its network, ledger, clock and bus.
 
-It holds no state of a round: that stands in the ledger.
+A validator may have several keys, for its hot key rotates at the start of an epoch: of a round it
+speaks with the key that stands in the frozen set of the round's epoch, early and late. It holds no
+state of a round: that stands in the ledger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,11 +15,13 @@ import trio
 
 from emcd.bus import Bus
 from emcd.clock import Clock
+from emcd.errors import LocalProtocolError
 from emcd.ledger import Connection, Ledger
-from emcd.proto.eip712 import Domain
+from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.network import Deployment
 from emcd.proto.params import NetworkParams
 from emcd.proto.signing import Signer
+from emcd.services import ParametersInForce
 from emcd.types import Address
 from emcd_validator.model import JudgedModel
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     import structlog
 
 T = TypeVar("T")
+FetchMembers = Callable[[int], Awaitable[Collection[Address]]]
+"""The validators of an epoch; of one that has not begun, those that it will have as things stand."""
 
 _LONGEST_SLEEP_S = 5.0
 """The wall clock may be set while we sleep: look at it now and then."""
@@ -32,9 +38,16 @@ _LONGEST_SLEEP_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Validator:
-    """One validator's identity and surroundings."""
+    """One validator's identity and surroundings.
+
+    `instance` names its rows in the ledger where that is not the first key.
+    """
 
     signer: Signer
+    more_signers: tuple[Signer, ...] = ()
+    instance: Address | None = None
+    parameters: ParametersInForce
+    fetch_members: FetchMembers
     hub: Address
     deployment: Deployment
     models: Mapping[str, JudgedModel]
@@ -46,12 +59,47 @@ class Validator:
 
     @property
     def address(self) -> Address:
-        """Its node address; also names its rows in the ledger."""
-        return self.signer.address
+        """Names its rows in the ledger; for what it signs see `speaker`."""
+        return self.instance or self.signer.address
+
+    @property
+    def keys(self) -> tuple[Address, ...]:
+        """The addresses of its keys."""
+        return (self.signer.address, *(signer.address for signer in self.more_signers))
+
+    def speaker(self, members: Collection[Address]) -> Address:
+        """Which of its keys speaks in a frozen set; the first when none is in it."""
+        return next((key for key in self.keys if key in members), self.signer.address)
+
+    async def find_speaker(self, round_index: int) -> Address:
+        """The key for a round of which there is no view yet.
+
+        Raises: RecoverableError when the chain is away; never with a single key.
+        """
+        if not self.more_signers:
+            return self.signer.address
+        return self.speaker(await self.fetch_members(self.params.epoch_of(round_index)))
+
+    def sign(self, author: Address, domain: Domain, struct: TypedStruct) -> bytes:
+        """Sign with one of its keys. Raises: LocalProtocolError EMC-1834 when it has not that key."""
+        for signer in (self.signer, *self.more_signers):
+            if signer.address == author:
+                return signer.sign(domain, struct)
+        raise LocalProtocolError("EMC-1834", f"key {author}")
 
     @property
     def params(self) -> NetworkParams:
+        """The clock; what else is in force in a round is in `params_at`."""
         return self.deployment.params
+
+    def params_at(self, round_index: int) -> NetworkParams:
+        """The parameters of a round. Raises: RecoverableError EMC-1540, EMC-1541."""
+        return self.parameters.schedule.params_at(round_index)
+
+    def params_now(self) -> NetworkParams:
+        """The newest parameters that can be read, for what is no matter of settling."""
+        schedule = self.parameters.schedule
+        return schedule.newest_readable_at(self.current_round()).parameters.params
 
     @property
     def domain(self) -> Domain:

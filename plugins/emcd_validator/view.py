@@ -16,7 +16,7 @@ from emcd.accounting.terms import RoundTerms
 from emcd.chain import Participant
 from emcd.proto.bundle import SnapshotEntry, ValidatorPower
 from emcd.proto.eip712 import Domain
-from emcd.proto.params import NetworkParams, PriceTable
+from emcd.proto.params import NetworkParams
 from emcd.types import Address, Hash
 
 
@@ -33,8 +33,10 @@ class RoundView:
     validators: tuple[ValidatorPower, ...]
     endpoints: Mapping[Address, str]
 
-    def is_member(self, node: Address) -> bool:
-        return any(entry.node == node for entry in self.validators)
+    @property
+    def members(self) -> frozenset[Address]:
+        """The frozen set."""
+        return frozenset(entry.node for entry in self.validators)
 
     def assignments(self, params: NetworkParams) -> tuple[ProbeAssignment, ...]:
         """Who probes whom in the round."""
@@ -43,17 +45,18 @@ class RoundView:
             self.beacon_hash, self.round, probed_nodes(self.participants, params), powers, params
         )
 
-    def terms(self, params: NetworkParams, prices: PriceTable, domain: Domain, hub: Address) -> RoundTerms:
-        """What statements about the round are judged by."""
+    def terms(self, params: NetworkParams, domain: Domain, hub: Address) -> RoundTerms:
+        """What statements about the round are judged by; it says nothing of calls."""
         return RoundTerms(
             self.round,
             hub,
             domain,
             self.beacon_hash,
             params,
-            {prices.version: prices},
+            {},
             {entry.node: int.from_bytes(entry.power_wei, "big") for entry in self.validators},
             {(item.node, item.slot): item for item in self.assignments(params)},
+            (),
         )
 
     def suspended(self, conduct: Mapping[Address, Conduct]) -> tuple[SnapshotEntry, ...]:

@@ -97,7 +97,7 @@ class Voter:
         """Own statements about a round."""
         validator = self._validator
         items = await validator.read(lambda con: list_items(con, validator.address, round_index))
-        return collect(item for item in items if item.author == validator.address)
+        return collect(item for item in items if item.author in validator.keys)
 
     async def list_struck(self, round_index: int) -> dict[bytes, bytes]:
         """Receipt hash by call id of the strikes this validator knows the evidence of: own and voted on."""
@@ -105,7 +105,7 @@ class Voter:
         struck = {
             call_id: entry.vote.receipt_hash
             for (call_id, author), entry in (await self.list_held(round_index)).votes.items()
-            if author == validator.address
+            if author in validator.keys
         }
         for probe in await validator.read(lambda con: list_probes(con, validator.address, round_index)):
             if probe.result is not None and Verdict(probe.result.verdict).is_strike:
@@ -117,7 +117,7 @@ class Voter:
     async def _ask_peers(self, view: RoundView, step: _Step, until_ms: int) -> None:
         """Repeat a step for every peer, each in its own task, until it is done or the time is up."""
         validator = self._validator
-        terms = view.terms(validator.params, validator.deployment.prices, validator.domain, validator.hub)
+        terms = view.terms(validator.params_at(view.round), validator.domain, validator.hub)
 
         async def repeat(peer: Address, endpoint: str) -> None:
             while validator.now_ms() < until_ms:
@@ -128,7 +128,7 @@ class Voter:
         with trio.move_on_after(max(0.0, (until_ms - validator.now_ms()) / 1000)):
             async with trio.open_nursery() as nursery:
                 for peer, endpoint in view.endpoints.items():
-                    if peer != validator.address:
+                    if peer not in validator.keys:
                         nursery.start_soon(repeat, peer, endpoint)
 
     async def _guard(self, peer: Address, round_index: int, step: Awaitable[bool]) -> bool:
@@ -166,8 +166,9 @@ class Voter:
     async def _exchange(self, view: RoundView, terms: RoundTerms, peer: Address, endpoint: str) -> bool:
         reveal = await self._ensure_reveal(view, terms, peer, endpoint)
         held = await self.list_held(view.round)
+        me = self._validator.speaker(view.members)
         for probe in list_strikes(reveal) if reveal is not None else ():
-            if reveal is not None and (probe.call_id, self._validator.address) not in held.votes:
+            if reveal is not None and (probe.call_id, me) not in held.votes:
                 await self._guard(peer, view.round, self._judge_strike(view, terms, reveal, probe, endpoint))
         await self._fetch_votes(view, terms, peer, endpoint)
         return False
@@ -207,7 +208,7 @@ class Voter:
         if page is None:
             return False
         strike = check_evidence(terms, view.beacon_hash, reveal, probe, read_evidence(page), validator.models)
-        vote = await self._judge(view.round, probe, strike)
+        vote = await self._judge(view, probe, strike)
         if validator.now_ms() >= validator.vote_deadline_ms(view.round):
             return False
         await issue(validator, vote_item(VoteEntry(vote, b""), validator.now_ms()))
@@ -226,7 +227,7 @@ class Voter:
         )
         return True
 
-    async def _judge(self, round_index: int, probe: ProbeResult, strike: CheckedStrike) -> Vote:
+    async def _judge(self, view: RoundView, probe: ProbeResult, strike: CheckedStrike) -> Vote:
         validator = self._validator
         judgement = await judge_exchange(
             validator.domain,
@@ -244,8 +245,8 @@ class Voter:
                 reason=judgement.reason,
             )
         return Vote(
-            validator.address,
-            round_index,
+            validator.speaker(view.members),
+            view.round,
             probe.call_id,
             strike.exchange.receipt.delivery.receipt_hash,
             int(judgement.verdict),

@@ -46,8 +46,8 @@ def make_deployment(**params: Any) -> Deployment:
         "status_interval_ms": 200,
         **params,
     }
-    token, staking, distributor, vault = (make_key(f"contract {n}").address for n in range(4))
-    return Deployment(31337, token, staking, distributor, vault, 1, NetworkParams(**numbers))
+    contracts = [make_key(f"contract {n}").address for n in range(5)]
+    return Deployment(31337, *contracts, 1, NetworkParams(**numbers))
 
 
 DEPLOYMENT = make_deployment()

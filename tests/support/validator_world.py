@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -24,16 +25,14 @@ from emcd.accounting.price import charge_call_ceil, price_of
 from emcd.accounting.receipt import CallReceipt
 from emcd.accounting.round_close import (
     CallRecords,
-    ClosedRound,
     Evidence,
     RoundFacts,
     SignedBatch,
-    close_round,
 )
 from emcd.accounting.suspension import Conduct, advance_conduct
 from emcd.accounting.verdict import NumericClass
 from emcd.bus import Bus
-from emcd.chain import BlockRef, Deposit, Participant, Publication, PublicationState
+from emcd.chain import ActiveRoot, BlockRef, Deposit, Participant, Publication, PublicationState
 from emcd.chain.proxies.staking import ValidatorSet
 from emcd.clock import Clock, ManualClock, SystemClock
 from emcd.config import KeyFile, Listen
@@ -66,10 +65,12 @@ from emcd.proto.records import (
     parse_call_id,
     request_hash,
 )
+from emcd.services import FixedParameters, ParametersInForce
 from emcd.testing import make_context, make_key
 from emcd.types import ZERO_ADDRESS, ZERO_HASH, Address, Hash, ParticipantRole, Round, Wei
 from emcd_validator.api_keys import ApiKeys
 from emcd_validator.attester import Attester
+from emcd_validator.bundle_store import BundleStore
 from emcd_validator.chain_view import ChainViews
 from emcd_validator.committer import Committer
 from emcd_validator.config import ValidatorConfig
@@ -78,10 +79,14 @@ from emcd_validator.entry import collect
 from emcd_validator.hub_client import HubAnswer, HubClient, NodeOffer, SealedBundle
 from emcd_validator.judge import ReferenceRun, Vectors
 from emcd_validator.model import list_judged
+from emcd_validator.offence_chain import OffenceChain
+from emcd_validator.offence_desk import OffenceDesk
+from emcd_validator.offence_exchange import OffenceExchange
 from emcd_validator.peer_client import PeerClient
 from emcd_validator.prober import Prober
 from emcd_validator.queries.items import list_items
 from emcd_validator.role import ValidatorRole
+from emcd_validator.slash_desk import SlashDesk
 from emcd_validator.statement import (
     read_commitment,
     read_reveal,
@@ -92,6 +97,8 @@ from emcd_validator.statement import (
 )
 from emcd_validator.validator import Validator
 from emcd_validator.voter import Voter
+from tests.support.round_world import SealedBundle as ClosedBundle
+from tests.support.round_world import close_to_bytes
 
 HUB = make_key("hub")
 MODEL_HASH = model_hash(MINILM_MANIFEST)
@@ -105,7 +112,7 @@ Embed = Callable[[Sequence[str]], Awaitable[tuple[Vectors, int]]]
 
 
 def make_deployment(genesis_time_s: int, round_s: int = 2, **params: Any) -> Deployment:
-    token, staking, distributor, vault = (make_key(f"contract {n}").address for n in range(4))
+    contracts = [make_key(f"contract {n}").address for n in range(5)]
     numbers = {
         "round_s": round_s,
         "beacon_blocks": 1,
@@ -113,7 +120,7 @@ def make_deployment(genesis_time_s: int, round_s: int = 2, **params: Any) -> Dep
         "minimum_judges": 4,
         **params,
     }
-    return Deployment(31337, token, staking, distributor, vault, 1, NetworkParams(genesis_time_s, **numbers))
+    return Deployment(31337, *contracts, 1, NetworkParams(genesis_time_s, **numbers))
 
 
 def fake_vector(text: str, noise: float = 0.0) -> tuple[float, ...]:
@@ -254,6 +261,12 @@ class FakeChain:
         self.nodes = list(nodes)
         self.publications: dict[int, Publication] = {}
         self.deposits: list[Deposit] = []
+        self.active: ActiveRoot | None = None
+        self.used_evidence: set[bytes] = set()
+        self.accounts: dict[Address, Address] = {}
+        """First keys of those that changed theirs."""
+        self.stakes: dict[Address, int] = {}
+        """Of who is asked for one by one; VALIDATOR_WEI for those that stand nowhere."""
         self.config = self
         self.poll_s = 0.1
         self.confirmations = 1
@@ -299,7 +312,7 @@ class FakeChain:
         ]
         return tuple(sorted(rows, key=lambda row: bytes.fromhex(row.node[2:])))
 
-    async def fetch_snapshot(self, at: BlockRef) -> tuple[SnapshotEntry, ...]:
+    async def fetch_snapshot(self, at: BlockRef, epoch: int = 0) -> tuple[SnapshotEntry, ...]:
         await trio.lowlevel.checkpoint()
         return self.snapshot()
 
@@ -333,6 +346,23 @@ class FakeChain:
             state, Hash(bundle_hash), ZERO_HASH, Wei(0), 0, ZERO_ADDRESS, Wei(0), False
         )
 
+    async def find_active_root(self, *, at: BlockRef | None = None) -> ActiveRoot | None:
+        await trio.lowlevel.checkpoint()
+        return self.active
+
+    async def fetch_evidence_used(self, evidence_hash: bytes, *, at: BlockRef | None = None) -> bool:
+        await trio.lowlevel.checkpoint()
+        return evidence_hash in self.used_evidence
+
+    async def find_participant(self, node: Address, *, at: BlockRef | None = None) -> Any:
+        """What is asked of it here: how much there is to take, whose key it is, where it serves."""
+        await trio.lowlevel.checkpoint()
+        stake_wei = self.stakes.get(node, VALIDATOR_WEI)
+        account, endpoint = self.accounts.get(node, node), self.endpoints.get(node, "")
+        return SimpleNamespace(
+            stake_wei=stake_wei, pending_wei=0, unbonding_wei=0, account=account, endpoint=endpoint
+        )
+
     async def find_tip_round(self, *, at: BlockRef | None = None) -> Round | None:
         await trio.lowlevel.checkpoint()
         live = [k for k, p in self.publications.items() if p.state is not PublicationState.VOID]
@@ -362,8 +392,8 @@ class FakeHub:
     receipts_missing: bool = False
     url: str = ""
     calls: dict[bytes, Call] = field(default_factory=dict)
-    closed: dict[int, ClosedRound] = field(default_factory=dict)
-    other: dict[int, ClosedRound] = field(default_factory=dict)
+    closed: dict[int, ClosedBundle] = field(default_factory=dict)
+    other: dict[int, ClosedBundle] = field(default_factory=dict)
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     statuses: dict[tuple[int, Address], StatusEntry] = field(default_factory=dict)
     pages: dict[tuple[str, int, Address], Any] = field(default_factory=dict)
@@ -507,11 +537,11 @@ class FakeHub:
             votes=[vote for page in read("votes", read_votes) for vote in page],
         )
 
-    def close(self, index: int) -> ClosedRound:
+    def close(self, index: int) -> ClosedBundle:
         facts, evidence = self.facts(index), self.gather(index)
-        self.closed[index] = close_round(facts, self.edit_evidence(index, evidence))
+        self.closed[index] = close_to_bytes(facts, self.edit_evidence(index, evidence))
         if self.other_evidence is not None:
-            self.other[index] = close_round(facts, self.other_evidence(index, evidence))
+            self.other[index] = close_to_bytes(facts, self.other_evidence(index, evidence))
         closed = self.closed[index]
         self._conduct = advance_conduct(self._conduct, index, closed.result.strikes, self.deployment.params)
         return closed
@@ -630,21 +660,32 @@ class DirectHub:
         )
         return out if status == 200 else None
 
-    async def find_bundle(self, round_index: int, timeout_s: float) -> SealedBundle | None:
+    async def find_bundle(self, round_index: int, path: Path, timeout_s: float) -> SealedBundle | None:
         await trio.lowlevel.checkpoint()
         closed = self.hub.closed.get(round_index)
         if closed is None:
             return None
         seal = HUB.sign(self.hub.deployment.staking_domain, closed.seal)
-        return SealedBundle(closed.data, closed.bundle_hash, seal)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(closed.data)
+        return SealedBundle(path, closed.bundle_hash, seal)
 
 
 class SilentPeers:
     """Peers of whom nobody answers."""
 
-    async def find_page(self, endpoint: str, what: str, key: int | bytes) -> Any:
+    async def find_page(self, endpoint: str, what: str, key: int | bytes | None) -> Any:
         await trio.lowlevel.checkpoint()
         return None
+
+
+@dataclass
+class OffenceParts:
+    """What finds, compares and punishes."""
+
+    desk: OffenceDesk
+    exchange: OffenceExchange
+    slashes: SlashDesk
 
 
 @dataclass
@@ -657,6 +698,7 @@ class Parts:
     voter: Voter
     views: ChainViews
     attester: Attester
+    offences: OffenceParts
     reference: FakeReference
 
 
@@ -669,10 +711,14 @@ def make_parts(
     peers: Any = None,
     reference: FakeReference | None = None,
     signer: SigningKey | None = None,
+    parameters: ParametersInForce | None = None,
 ) -> Parts:
     reference = reference or FakeReference()
+    parameters = parameters or FixedParameters(hub.deployment.params, hub.deployment.prices)
     validator = Validator(
         signer=signer or make_key(name),
+        parameters=parameters,
+        fetch_members=OffenceChain(cast("Any", hub.chain)).fetch_members,
         hub=HUB.address,
         deployment=hub.deployment,
         models=list_judged([MINILM_NAME]),
@@ -684,8 +730,11 @@ def make_parts(
     )
     direct = cast("HubClient", DirectHub(hub))
     references = {MINILM_NAME: reference}
-    views = ChainViews(cast("Any", hub.chain), hub.deployment.params)
+    views = ChainViews(cast("Any", hub.chain), parameters)
     voter = Voter(validator, cast("PeerClient", peers or SilentPeers()), references)
+    offence_chain = OffenceChain(cast("Any", hub.chain))
+    desk = OffenceDesk(validator, offence_chain)
+    exchange = OffenceExchange(validator, cast("PeerClient", peers or SilentPeers()), offence_chain, desk)
     store = CorpusStore(folder / f"{name}-corpus.jsonl", 120, is_generated=True)
     return Parts(
         validator,
@@ -693,7 +742,8 @@ def make_parts(
         Prober(validator, direct, ApiKeys((API_KEY,)), references, 5.0),
         voter,
         views,
-        Attester(validator, direct, views, voter),
+        Attester(validator, direct, BundleStore(folder / f"{name}-audits"), views, voter),
+        OffenceParts(desk, exchange, SlashDesk(validator, offence_chain)),
         reference,
     )
 

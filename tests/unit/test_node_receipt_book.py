@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from emcd.proto.records import BATCH_RECORDS, Receipt, RecordKind, batch_root
 from emcd.proto.signing import require_signer
 from emcd.testing import temporary_ledger
 from emcd_node import queries
+from emcd_node.omission_row import DeliveryRow, insert_deliveries, list_expected, set_carried
 from emcd_node.receipt_book import ReceiptBook
 from emcd_node.schema import MIGRATIONS
 from tests.support.node_network import DEPLOYMENT, DOMAIN, NODE_KEY, make_meta
@@ -189,6 +191,92 @@ async def test_prune_forgets_old_rounds_only(node_ledger: Ledger, nursery: trio.
     await _give(book)
     await book.flush()
     clock.advance(12 * DEPLOYMENT.params.round_s)
-    assert await book.prune(12) == 0
+    assert await book.prune(12, 12) == 0
     clock.advance(DEPLOYMENT.params.round_s)
-    assert await book.prune(12) == 2  # the receipt and its batch
+    assert await book.prune(12, 12) == 2  # the receipt and its batch
+
+
+async def test_prune_forgets_calls_that_a_bundle_carried_long_ago(
+    node_ledger: Ledger, nursery: trio.Nursery
+) -> None:
+    clock = ManualClock()
+    book, out = _book(node_ledger, clock), Outbox()
+    await nursery.start(book.run)
+    await book.attach(out.send)
+    carried, expected = await _deliver(node_ledger, book, 2)
+    await book.flush()
+    index = DEPLOYMENT.params.round_at(clock.now_ms())
+    await node_ledger.write(lambda con: set_carried(con, NODE_KEY.address, [carried], index))
+    clock.advance(8 * DEPLOYMENT.params.round_s)
+    assert await book.prune(22, 8) == 0
+    clock.advance(DEPLOYMENT.params.round_s)
+    assert await book.prune(22, 8) == 2  # the receipt and its delivery; the batch holds another one
+    left = await node_ledger.read(lambda con: list_expected(con, NODE_KEY.address, index))
+    assert [call.forward_hash for call in left] == [expected]
+    await node_ledger.write(lambda con: set_carried(con, NODE_KEY.address, [expected], index))
+    assert await book.prune(22, 8) == 3
+
+
+async def _deliver(ledger: Ledger, book: ReceiptBook, count: int) -> list[bytes]:
+    """Calls that the hub delivered. Returns: their forward hashes."""
+    hashes = []
+    for _ in range(count):
+        forward = make_meta(b"").forward
+        receipt = _receipt(forward.struct_hash())
+        await book.give(forward, receipt)
+        row = DeliveryRow(
+            NODE_KEY.address, receipt.forward_hash, secrets.token_bytes(32), receipt.struct_hash(), b"",
+            DEPLOYMENT.params.round_at(receipt.finished_at_ms), 5, True,
+        )  # fmt: skip
+        await ledger.write(lambda con, kept=row: insert_deliveries(con, [kept]))  # type: ignore[misc]
+        hashes.append(receipt.forward_hash)
+    return hashes
+
+
+async def _make_small_batches(ledger: Ledger, book: ReceiptBook, count: int) -> None:
+    for _ in range(count):
+        await _deliver(ledger, book, 1)
+        await book.flush()
+
+
+async def test_consolidate_signs_small_batches_anew_once_and_no_receipt_twice(
+    node_ledger: Ledger, nursery: trio.Nursery
+) -> None:
+    clock = ManualClock()
+    book, out = _book(node_ledger, clock), Outbox()
+    await nursery.start(book.run)
+    await book.attach(out.send)
+    await _make_small_batches(node_ledger, book, 3)
+    undelivered = await _give(book)
+    await book.flush()
+    index = DEPLOYMENT.params.round_at(clock.now_ms())
+    before = await _receipts_on_disk(node_ledger)
+    assert await book.consolidate(index) == 1
+    assert await book.consolidate(index) == 0
+    assert await book.consolidate(index - 1) == 0
+    assert [batch.batch.count for batch in out.batches] == [1, 1, 1, 1, 3]
+    assert set(out.batches[-1].record_hashes) == set(out.hashes()[:4]) - set(undelivered)
+    assert await _receipts_on_disk(node_ledger) == before
+
+
+async def _receipts_on_disk(ledger: Ledger) -> list[tuple[object, ...]]:
+    sql = "SELECT * FROM node_receipts ORDER BY call_id"
+    return await ledger.read(lambda con: [tuple(row) for row in con.execute(sql)])
+
+
+async def test_consolidated_batches_survive_a_broken_connection_and_a_restart(
+    node_ledger: Ledger, nursery: trio.Nursery
+) -> None:
+    clock = ManualClock()
+    book, broken = _book(node_ledger, clock), Outbox()
+    await nursery.start(book.run)
+    await book.attach(broken.send)
+    await _make_small_batches(node_ledger, book, 2)
+    index = DEPLOYMENT.params.round_at(clock.now_ms())
+    broken.broken = True
+    clock.advance(60)
+    assert await book.consolidate(index) == 1
+    again, out = _book(node_ledger, clock), Outbox()
+    await again.attach(out.send)
+    assert [batch.batch.count for batch in out.batches if batch.batch.count > 1] == [2]
+    assert await again.consolidate(index) == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from emcd.accounting.round_close import ClosedRound, Evidence, close_round
+from emcd.accounting.round_close import Evidence
 from emcd.chain import Deposit, PublicationState
 from emcd.ledger import Ledger
 from emcd.money import encode_wei
@@ -27,6 +27,8 @@ from emcd_validator.queries.bundles import find_last_settled, list_bundles
 from emcd_validator.queries.items import file_omission
 from emcd_validator.revealer import reveal_round
 from emcd_validator.role import SPEC
+from tests.support.round_world import SealedBundle as ClosedBundle
+from tests.support.round_world import close_to_bytes
 from tests.support.validator_world import (
     HUB,
     FakeHub,
@@ -57,7 +59,7 @@ def parts(ledger: Ledger, hub: FakeHub, tmp_path: Path) -> Parts:
     return make_parts(NAME, ledger, hub, tmp_path)
 
 
-def close(hub: FakeHub, index: int) -> ClosedRound:
+def close(hub: FakeHub, index: int) -> ClosedBundle:
     set_clock(hub, hub.deployment.params.grace_end_ms(index) + 1)
     return hub.close(index)
 
@@ -122,9 +124,11 @@ async def test_attest_bytes_of_another_hash_wait(
     assert isinstance(await parts.attester.decide(0), Waiting)
 
 
-def serve(parts: Parts, monkeypatch: pytest.MonkeyPatch, closed: ClosedRound, seal: bytes) -> None:
-    async def find_bundle(round_index: int, timeout_s: float) -> SealedBundle:
-        return SealedBundle(closed.data, closed.bundle_hash, seal)
+def serve(parts: Parts, monkeypatch: pytest.MonkeyPatch, closed: ClosedBundle, seal: bytes) -> None:
+    async def find_bundle(round_index: int, path: Path, timeout_s: float) -> SealedBundle:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(closed.data)
+        return SealedBundle(path, closed.bundle_hash, seal)
 
     monkeypatch.setattr(parts.attester._hub, "find_bundle", find_bundle)
 
@@ -147,7 +151,7 @@ async def test_attest_other_bundle_after_a_refused_one_is_refused_too(
     parts: Parts, hub: FakeHub, ledger: Ledger
 ) -> None:
     honest = hub.facts(0)
-    hub.closed[0] = close_round(replace(honest, totals={make_key("thief").address: 1}), Evidence())
+    hub.closed[0] = close_to_bytes(replace(honest, totals={make_key("thief").address: 1}), Evidence())
     set_clock(hub, hub.deployment.params.grace_end_ms(0) + 1)
     assert code_of(await parts.attester.decide(0)) == "EMC-1926"
     close(hub, 0)
@@ -172,7 +176,7 @@ async def test_attest_another_view_of_the_chain_is_refused(
     parts: Parts, hub: FakeHub, changes: dict[str, Any], code: str
 ) -> None:
     set_clock(hub, hub.deployment.params.grace_end_ms(0) + 1)
-    hub.closed[0] = close_round(replace(hub.facts(0), **changes), Evidence())
+    hub.closed[0] = close_to_bytes(replace(hub.facts(0), **changes), Evidence())
     decision = await parts.attester.decide(0)
     assert isinstance(decision, Refusal)
     assert decision.code == code
@@ -372,7 +376,7 @@ async def test_attest_bundle_served_under_anothers_hash_and_seal_waits(
     hub._note_status(hub.nodes[0], hub.deployment.params.round_start_ms(0))
     closed = close(hub, 0)
     seal = HUB.sign(hub.deployment.staking_domain, other.seal)
-    serve(parts, monkeypatch, replace(closed, bundle_hash=other.bundle_hash), seal)
+    serve(parts, monkeypatch, replace(other, data=closed.data), seal)
     decision = await parts.attester.decide(0)
     assert isinstance(decision, Waiting)
     assert "not the one in the header" in decision.reason

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from emcd.accounting.audit import audit_bundle
 from emcd.accounting.receipt import CallReceipt
-from emcd.accounting.round_close import CallRecords, ClosedRound
+from emcd.accounting.round_close import CallRecords
 from emcd.proto.bundle import CommitmentEntry, RevealEntry
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
@@ -22,7 +23,7 @@ from emcd_validator.bundle_check import (
     read_facts,
 )
 from emcd_validator.entry import Held
-from tests.support.round_world import World, address_of, edited
+from tests.support.round_world import SealedBundle, World, address_of, edited
 
 
 class PlainWorld(World):
@@ -62,7 +63,7 @@ def own_call(call: CallRecords) -> OwnCall:
     return OwnCall(call.forward.call_id, call.forward.request_hash, call.delivery.body_hash, receipt)
 
 
-def held_of(closed: ClosedRound) -> Held:
+def held_of(closed: SealedBundle) -> Held:
     bundle = closed.bundle
     return Held(
         {entry.commitment.validator: entry for entry in bundle.commitments},
@@ -89,9 +90,13 @@ KNOWLEDGE = Knowledge(
 )
 
 
-def refusal_of(closed: ClosedRound = CLOSED, **changes: Any) -> str:
+def vault_of(closed: SealedBundle) -> int:
+    return audit_bundle(closed.data).vault_micro
+
+
+def refusal_of(closed: SealedBundle = CLOSED, **changes: Any) -> str:
     knowledge = replace(KNOWLEDGE, **changes)
-    refusal = find_refusal(read_facts(closed.data, list_wanted(knowledge)), knowledge)
+    refusal = find_refusal(read_facts(closed.data, list_wanted(knowledge), vault_of(closed)), knowledge)
     return f"{refusal.code}: {refusal.reason}" if refusal else ""
 
 
@@ -157,7 +162,9 @@ def test_bundle_without_votes_on_a_call_that_two_probes_name_is_signed() -> None
     own = replace(OWN, reveals={ME: copied[ME]}, votes={})
     struck = {struck_probe.call_id: STRUCK[struck_probe.call_id]}
     knowledge = replace(KNOWLEDGE, own=own, held=replace(HELD, reveals=copied), struck=struck)
-    facts = replace(read_facts(CLOSED.data, list_wanted(knowledge)), reveals=copied, votes={})
+    facts = replace(
+        read_facts(CLOSED.data, list_wanted(knowledge), vault_of(CLOSED)), reveals=copied, votes={}
+    )
     assert find_refusal(facts, knowledge) is None
 
 
@@ -181,7 +188,7 @@ def test_bundle_with_another_request_or_answer_of_an_own_probe_is_refused() -> N
 
 def test_bundle_with_another_answer_delivered_than_the_node_signed_is_refused() -> None:
     call = KNOWLEDGE.own_calls[0]
-    facts = read_facts(CLOSED.data, list_wanted(KNOWLEDGE))
+    facts = read_facts(CLOSED.data, list_wanted(KNOWLEDGE), vault_of(CLOSED))
     entry = facts.calls[call.call_id]
     assert entry.receipt is not None
     altered = edited(entry, receipt=edited(entry.receipt, response_hash=keccak(b"what the node said")))

@@ -38,6 +38,7 @@ class CrashingLedger:
 
     def __init__(self, ledger: Ledger, at: int, *, after: bool) -> None:
         self._ledger, self._left, self._after = ledger, at, after
+        self.path = ledger.path
 
     async def write(self, query: Callable[[Connection], Any]) -> Any:
         self._left -= 1

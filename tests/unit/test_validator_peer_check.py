@@ -60,7 +60,7 @@ VIEW = RoundView(
     validators=CHAIN.powers(),
     endpoints={},
 )
-TERMS = VIEW.terms(PARAMS, DEPLOYMENT.prices, DOMAIN, HUB.address)
+TERMS = VIEW.terms(PARAMS, DOMAIN, HUB.address)
 SEED, SALT = keccak(b"seed"), keccak(b"salt")
 TREE = Corpus(tuple(encode_leaf(leaf) for leaf in generate_leaves(60, Random(3)))).of_round(
     ROUND, frozenset()

@@ -11,12 +11,13 @@ import pytest
 
 from emcd.ledger import Ledger
 from emcd.proto.json_form import from_json, to_json
-from emcd.proto.merkle import record_leaf
+from emcd.proto.merkle import build_proof, build_tree, record_leaf
 from emcd.proto.messages import RoundRoot
 from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root, format_call_id
 from emcd.services import Health, HealthState
 from emcd.testing import make_key, temporary_ledger
 from emcd_hub.rounds.statement import read_omission_page
+from emcd_validator.offence_page import OffencePages
 from emcd_validator.queries.items import MAX_OMISSIONS_PER_NODE
 from emcd_validator.revealer import reveal_round
 from emcd_validator.role import SPEC
@@ -62,7 +63,8 @@ def parts(ledger: Ledger, hub: FakeHub, tmp_path: Path) -> Parts:
 
 async def ask(parts: Parts, path: str, body: bytes | None = None) -> tuple[int, Any]:
     """One request to the application, without a socket."""
-    app = Pages(parts.validator, parts.attester, lambda: Health(HealthState.READY, "fine")).build_app()
+    pages = OffencePages(parts.validator, parts.offences.desk)
+    app = Pages(parts.validator, parts.attester, pages, lambda: Health(HealthState.READY, "fine")).build_app()
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
@@ -199,20 +201,55 @@ async def test_omission_not_signed_by_the_hub_or_too_old_is_refused(parts: Parts
     assert (await ask(parts, "/omissions", b" " * (MAX_OMISSION_BYTES + 1)))[0] == 413
 
 
-async def test_omission_whose_receipt_shares_its_batch_is_refused(parts: Parts, hub: FakeHub) -> None:
-    """Nobody could put it into a bundle: a bundle has whole batches."""
-    set_clock(hub, hub.deployment.params.round_end_ms(0))
+def shared_omission(hub: FakeHub, others: int = 1) -> tuple[dict[str, Any], list[str]]:
+    """A call whose receipt stands in a batch with others, and the records of that batch."""
     call = make_call(hub.deployment, hub.nodes[0].key, b"{}", b"{}", hub.now_ms())
     records = call.records
     assert records.receipt is not None
-    hashes = (records.receipt.struct_hash(), bytes(32))
-    batch = RecordBatch(records.forward.node, int(RecordKind.RECEIPT), batch_root(hashes), 2, hub.now_ms())
+    hashes = (bytes(records.receipt.struct_hash()), *(bytes([n]) * 32 for n in range(others)))
+    tree = build_tree([record_leaf(item) for item in hashes])
+    batch = RecordBatch(
+        records.forward.node, int(RecordKind.RECEIPT), batch_root(hashes), len(hashes), hub.now_ms()
+    )
     signature = hub.nodes[0].key.sign(hub.deployment.staking_domain, batch)
-    proof = RecordProof(batch, signature, 0, (record_leaf(hashes[1]),))
+    proof = RecordProof(batch, signature, 0, tuple(build_proof(tree, 0)))
     shared = msgspec.structs.replace(call.receipt, receipt_proof=proof)
-    status, page = await ask(parts, "/omissions", msgspec.json.encode(to_json(shared)))
-    assert (status, page["code"]) == (400, "EMC-1830")
-    assert "batch of its own" in page["reason"]
+    return to_json(shared), ["0x" + item.hex() for item in hashes]
+
+
+async def test_omission_without_all_of_its_batch_is_refused(parts: Parts, hub: FakeHub) -> None:
+    """Nobody could put it into a bundle: a bundle has whole batches, and the hub may lack this one."""
+    set_clock(hub, hub.deployment.params.round_end_ms(0))
+    receipt, hashes = shared_omission(hub, 2)
+    wrong: list[Any] = [
+        receipt,
+        {"receipt": receipt, "record_hashes": hashes[:1]},
+        {"receipt": receipt, "record_hashes": hashes[::-1]},
+        {"receipt": receipt, "record_hashes": [*hashes[:2], "0x" + "ff" * 32]},
+        {"receipt": {**receipt, "receipt": None, "receipt_proof": None}, "record_hashes": []},
+    ]
+    for body in wrong:
+        status, page = await ask(parts, "/omissions", msgspec.json.encode(body))
+        assert (status, page["code"]) == (400, "EMC-1830")
+    malformed: list[Any] = [
+        {"receipt": receipt, "record_hashes": hashes, "more": 1},
+        {"receipt": receipt, "record_hashes": hashes * 200},
+        {"receipt": receipt, "record_hashes": "0x"},
+    ]
+    for body in malformed:
+        assert (await ask(parts, "/omissions", msgspec.json.encode(body)))[0] == 400
+
+
+async def test_omission_with_all_of_its_batch_is_kept_and_passed_on_to_the_hub(
+    parts: Parts, hub: FakeHub
+) -> None:
+    set_clock(hub, hub.deployment.params.round_end_ms(0))
+    receipt, hashes = shared_omission(hub, 255)
+    body = msgspec.json.encode({"receipt": receipt, "record_hashes": hashes})
+    assert (await ask(parts, "/omissions", body))[0] == 202
+    [filed] = read_omission_page((await ask(parts, f"/omissions/{parts.validator.current_round()}"))[1])
+    assert batch_root(filed.record_hashes) == filed.batch.root
+    assert filed.batch.count == 256
 
 
 async def test_filed_batches_are_served_to_the_hub_as_long_as_they_can_be_carried(

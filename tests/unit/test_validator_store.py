@@ -14,6 +14,7 @@ from emcd.proto.bundle import VoteEntry
 from emcd.proto.messages import RoundRoot, Verdict, Vote
 from emcd.proto.signing import recover
 from emcd.testing import make_key, temporary_ledger
+from emcd.types import Address
 from emcd_validator.entry import read_round_root_item, read_struct, round_root_item, vote_item
 from emcd_validator.queries.bundles import (
     SettledRound,
@@ -23,13 +24,18 @@ from emcd_validator.queries.bundles import (
     insert_bundle,
     insert_settled,
     list_bundles,
-    list_settled_calls,
     list_settled_deposits,
     prune_bundles,
     set_refusal,
 )
 from emcd_validator.queries.items import Held, Kind, find_item, hold_item, list_conflicts, list_items
 from emcd_validator.queries.rounds import RoundRow, find_round, insert_round
+from emcd_validator.queries.settled_calls import (
+    PIECE_BYTES,
+    insert_settled_calls,
+    is_settled,
+    iter_settled_calls,
+)
 from emcd_validator.role import SPEC
 from emcd_validator.round_run import KEPT_ROUNDS, prune
 from emcd_validator.signatory import domain_of, issue
@@ -51,6 +57,12 @@ def parts(ledger: Ledger, tmp_path: Path) -> Parts:
 
 def root(index: int = 5, content: bytes = b"\1") -> RoundRoot:
     return RoundRoot(index, content * 32, content * 32, 2**200)
+
+
+def list_settled(con: Connection, instance: Address, first: int, last: int) -> frozenset[bytes]:
+    """The ids of these rounds, if they are any of those that these tests use."""
+    asked = [bytes([letter]) * 16 for letter in b"ab"]
+    return frozenset(item for item in asked if is_settled(con, instance, item, first, last))
 
 
 def settled(index: int, previous: int = -1, total: int = 5) -> SettledRound:
@@ -112,29 +124,29 @@ async def test_hold_keeps_the_first_of_a_peer_and_the_second_as_evidence(ledger:
 
 
 async def test_settled_round_comes_back_and_goes_with_its_calls(ledger: Ledger) -> None:
-    await ledger.write(lambda con: insert_settled(con, ME, settled(1), [b"a" * 16], [3]))
-    await ledger.write(lambda con: insert_settled(con, ME, settled(2, 1), [b"b" * 16], [4]))
+    await ledger.write(lambda con: insert_settled(con, ME, settled(1), b"a" * 16, [3]))
+    await ledger.write(lambda con: insert_settled(con, ME, settled(2, 1), b"b" * 16, [4]))
     assert await ledger.read(lambda con: find_settled(con, ME, 2)) == settled(2, 1)
-    assert await ledger.read(lambda con: list_settled_calls(con, ME, 0, 9)) == {b"a" * 16, b"b" * 16}
+    assert await ledger.read(lambda con: list_settled(con, ME, 0, 9)) == {b"a" * 16, b"b" * 16}
     await ledger.write(lambda con: delete_settled(con, ME, 2))
     last = await ledger.read(lambda con: find_last_settled(con, ME, 9))
     assert last is not None
     assert last.round == 1
-    assert await ledger.read(lambda con: list_settled_calls(con, ME, 0, 9)) == {b"a" * 16}
+    assert await ledger.read(lambda con: list_settled(con, ME, 0, 9)) == {b"a" * 16}
     assert await ledger.read(lambda con: list_settled_deposits(con, ME, 9)) == {3}
     assert await ledger.read(lambda con: find_last_settled(con, OTHER, 9)) is None
 
 
 async def test_settled_round_replaced_by_another_bundle_frees_its_calls(ledger: Ledger) -> None:
-    await ledger.write(lambda con: insert_settled(con, ME, settled(1), [b"a" * 16], []))
-    await ledger.write(lambda con: insert_settled(con, ME, settled(1, total=6), [b"b" * 16], []))
-    assert await ledger.read(lambda con: list_settled_calls(con, ME, 0, 9)) == {b"b" * 16}
+    await ledger.write(lambda con: insert_settled(con, ME, settled(1), b"a" * 16, []))
+    await ledger.write(lambda con: insert_settled(con, ME, settled(1, total=6), b"b" * 16, []))
+    assert await ledger.read(lambda con: list_settled(con, ME, 0, 9)) == {b"b" * 16}
 
 
 async def test_settled_totals_are_kept_of_the_newest_rounds_alone(ledger: Ledger) -> None:
     for index in range(1, 8):
         row = settled(index, index - 1)
-        await ledger.write(lambda con: insert_settled(con, ME, row, [], []))  # noqa: B023
+        await ledger.write(lambda con: insert_settled(con, ME, row, b"", []))  # noqa: B023
     rows = [await ledger.read(lambda con: find_settled(con, ME, index)) for index in range(1, 8)]  # noqa: B023
     assert [bool(row.totals) for row in rows if row is not None] == [False] * 4 + [True] * 3
 
@@ -145,14 +157,14 @@ async def test_prune_drops_old_rounds_and_keeps_sign_once_and_the_base(parts: Pa
     await issue(validator, round_root_item(root(2), ME, 1))
     row = RoundRow(2, bytes(32), bytes(32), bytes(32), 9, None)
     await ledger.write(lambda con: insert_round(con, ME, row))
-    await ledger.write(lambda con: insert_settled(con, ME, settled(2), [b"a" * 16], []))
+    await ledger.write(lambda con: insert_settled(con, ME, settled(2), b"a" * 16, []))
     await ledger.write(lambda con: insert_bundle(con, ME, 2, bytes(32), b"seal", 1))
     parts.validator.clock.at_ms = hub.deployment.params.round_start_ms(3 + KEPT_ROUNDS)  # type: ignore[attr-defined]
     await prune(validator)
     assert await ledger.read(lambda con: find_item(con, ME, Kind.ROUND_ROOT, 2, ME)) is None
     assert await ledger.read(lambda con: find_round(con, ME, 2)) is None
     assert await ledger.read(lambda con: list_bundles(con, ME, 2)) == []
-    assert await ledger.read(lambda con: list_settled_calls(con, ME, 0, 99)) == frozenset()
+    assert await ledger.read(lambda con: list_settled(con, ME, 0, 99)) == frozenset()
     assert await ledger.read(lambda con: find_settled(con, ME, 2)) == settled(2)
     with pytest.raises(LocalProtocolError, match="EMC-1802"):
         await issue(validator, round_root_item(root(2, b"\2"), ME, 1))
@@ -175,3 +187,37 @@ async def test_refusal_belongs_to_its_bundle(ledger: Ledger) -> None:
     await ledger.write(lambda con: set_refusal(con, ME, 4, hashes[0], "EMC-1822", "why"))
     rows = await ledger.read(lambda con: list_bundles(con, ME, 4))
     assert [(row.bundle_hash, row.code) for row in rows] == [(hashes[0], "EMC-1822"), (hashes[1], "")]
+
+
+def number_id(number: int) -> bytes:
+    return number.to_bytes(16, "big")
+
+
+async def test_settled_calls_by_the_thousands_are_found_and_no_others(ledger: Ledger) -> None:
+    numbers = range(0, 20_000, 2)
+    ids = b"".join(map(number_id, numbers))
+    assert len(ids) > 2 * PIECE_BYTES
+    await ledger.write(lambda con: insert_settled_calls(con, ME, 4, ids))
+
+    def find(con: Connection) -> list[int]:
+        asked = [-0, 1, 2, 8190, 8191, 8192, 8194, 19_998, 19_999, 50_000]
+        return [number for number in asked if is_settled(con, ME, number_id(number), 3, 5)]
+
+    assert await ledger.read(find) == [0, 2, 8190, 8192, 8194, 19_998]
+    assert not await ledger.read(lambda con: is_settled(con, ME, number_id(2), 5, 9))
+    assert not await ledger.read(lambda con: is_settled(con, OTHER, number_id(2), 3, 5))
+
+
+async def test_settled_calls_are_read_where_an_asked_one_may_stand(ledger: Ledger) -> None:
+    first = b"".join(map(number_id, range(10_000)))
+    second = b"".join(map(number_id, range(20_000, 30_000)))
+    await ledger.write(lambda con: insert_settled_calls(con, ME, 1, first))
+    await ledger.write(lambda con: insert_settled_calls(con, ME, 2, second))
+
+    def read(con: Connection, *asked: int) -> list[int]:
+        ids = b"".join(map(number_id, asked))
+        return [len(part) // 16 for part in iter_settled_calls(con, ME, 1, 2, ids)]
+
+    assert await ledger.read(lambda con: read(con, 15_000)) == [0, 0]
+    assert await ledger.read(lambda con: read(con, 5, 15_000)) == [4096, 0]
+    assert await ledger.read(lambda con: read(con, 5, 9_999, 29_999)) == [4096 + 1808, 1808]

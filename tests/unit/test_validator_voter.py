@@ -20,6 +20,7 @@ from emcd.proto.records import format_call_id
 from emcd.services import Health, HealthState
 from emcd.testing import make_key, temporary_ledger
 from emcd_validator.entry import Held, read_vote_item
+from emcd_validator.offence_page import OffencePages
 from emcd_validator.queries.bundles import list_bundles
 from emcd_validator.queries.items import Kind, list_conflicts, list_items
 from emcd_validator.revealer import reveal_round
@@ -95,7 +96,7 @@ class Net:
     async def gather(self, name: str) -> Held:
         """One exchange with every peer, all at the same time."""
         voter, validator = self.parts[name].voter, self.parts[name].validator
-        terms = self.view.terms(validator.params, self.hub.deployment.prices, validator.domain, HUB.address)
+        terms = self.view.terms(validator.params, validator.domain, HUB.address)
         with trio.move_on_after(0.5 if self.peers.slow else 20):
             async with trio.open_nursery() as nursery:
                 for peer, endpoint in self.view.endpoints.items():
@@ -127,7 +128,10 @@ async def make_net(ledger: Ledger, tmp_path: Path, *, noise: float = 0.0, liar: 
     for name in NAMES:
         reference = WrongReference() if name == liar else FakeReference()
         parts = net.parts[name] = make_parts(name, ledger, hub, tmp_path, peers=peers, reference=reference)
-        peers.pages[name] = Pages(parts.validator, parts.attester, lambda: Health(HealthState.READY))
+        offences = OffencePages(parts.validator, parts.offences.desk)
+        peers.pages[name] = Pages(
+            parts.validator, parts.attester, offences, lambda: Health(HealthState.READY)
+        )
         set_clock(hub, params.round_start_ms(INDEX) - 500)
         await parts.committer.commit(INDEX)
         set_clock(hub, params.round_start_ms(INDEX) + 17_000)

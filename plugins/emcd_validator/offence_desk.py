@@ -1,0 +1,172 @@
+"""Where offences are judged and kept: found here, told by peers, brought by anybody.
+
+Invariants: nothing is kept that `check_offence` did not prove with what this validator knows by
+itself; a strike convicts only when this validator signed its bundle and a root that covers it is
+active, so that nobody can void it any more; the store is bounded, and the first proof stays.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import msgspec
+
+from emcd.accounting.offence import (
+    DoubleAttestation,
+    DoubleSeal,
+    OffenceKind,
+    OffenceTerms,
+    Proof,
+    SignedRoot,
+    SignedSeal,
+    StandingStrike,
+    check_offence,
+    evidence_hash,
+    judged_rounds,
+    offence_of,
+    write_proof,
+)
+from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.proto.json_form import from_json
+from emcd.proto.messages import RoundRoot
+from emcd.types import Address
+from emcd_validator.events import OFFENCE, OffenceFound
+from emcd_validator.metrics import OFFENCES
+from emcd_validator.offence_chain import OffenceChain
+from emcd_validator.queries.offences import (
+    Kept,
+    insert_offence,
+    list_covered_strikes,
+    list_double_roots,
+    list_double_seals,
+    list_offences,
+)
+from emcd_validator.validator import Validator
+
+
+class OffenceDesk:
+    """The offences that one validator knows."""
+
+    def __init__(self, validator: Validator, chain: OffenceChain) -> None:
+        self._validator = validator
+        self._chain = chain
+
+    async def take(self, proof: Proof) -> Kept:
+        """Judge a proof, whoever brought it, and keep what it proves.
+
+        Raises: RemoteProtocolError EMC-1980 to 1985 (it proves nothing here), RecoverableError (the
+        chain is away, so who had a say is not known).
+        """
+        validator = self._validator
+        claimed = offence_of(proof)
+        first, last = judged_rounds(validator.params, validator.current_round())
+        if not first <= claimed.round <= last:
+            raise RemoteProtocolError(
+                "EMC-1984", f"round {claimed.round}; rounds {first} to {last} are judged"
+            )
+        terms = OffenceTerms(
+            staking=validator.domain,
+            distributor=validator.deployment.distributor_domain,
+            hubs=(validator.hub, *({claimed.offender} if isinstance(proof, DoubleSeal) else ())),
+            members=await self._members(proof, claimed.round),
+            first_round=first,
+            last_round=last,
+            strikes=await self._list_strikes() if isinstance(proof, StandingStrike) else (),
+        )
+        return await self._keep(proof, terms)
+
+    async def collect(self) -> int:
+        """Look through what this validator has seen itself. Returns: how many offences are new.
+
+        Raises: RecoverableError (the chain is away).
+        """
+        found: list[Proof] = [*await self._list_double_seals(), *await self._list_double_roots()]
+        found += await self._list_strikes()
+        known = await self.list_known()
+        fresh = [proof for proof in found if bytes(evidence_hash(offence_of(proof))) not in known]
+        count = 0
+        for proof in fresh:
+            try:
+                count += await self.take(proof) is Kept.NEW
+            except RemoteProtocolError as exc:
+                self._validator.log.warning("own evidence proves nothing", code=exc.code, detail=exc.detail)
+        return count
+
+    async def list_known(self) -> set[bytes]:
+        """Hashes of the offences that are kept."""
+        validator = self._validator
+        rows = await validator.read(lambda con: list_offences(con, validator.address, 0))
+        return {row.evidence_hash for row in rows}
+
+    async def _keep(self, proof: Proof, terms: OffenceTerms) -> Kept:
+        validator = self._validator
+        offence = check_offence(terms, proof)
+        if isinstance(proof, DoubleSeal):
+            await self._require_hub(offence.offender)
+        identity = bytes(evidence_hash(offence))
+        write = partial(
+            insert_offence,
+            instance=validator.address,
+            evidence_hash=identity,
+            offence=offence,
+            proof=msgspec.json.encode(write_proof(proof)),
+            now_ms=validator.now_ms(),
+        )
+        kept = await validator.write(write)
+        if kept is Kept.NEW:
+            kind = OffenceKind(offence.kind).name
+            OFFENCES.labels(kind.lower()).inc()
+            validator.log.error(
+                "offence proven", code="EMC-1841", kind=kind, offender=offence.offender, round=offence.round,
+                evidence_hash="0x" + identity.hex(),
+            )  # fmt: skip
+            validator.bus.publish(
+                OFFENCE, OffenceFound(validator.address, kind, offence.offender, offence.round, identity)
+            )
+        return kept
+
+    async def _require_hub(self, accused: Address) -> None:
+        """The network's hub, or an earlier key of it; asked of the chain when all else is proven."""
+        if not await self._chain.is_same_account(accused, self._validator.hub):
+            raise RemoteProtocolError("EMC-1983", f"{accused} is not this network's hub")
+
+    async def _members(self, proof: Proof, round_index: int) -> frozenset[Address]:
+        if not isinstance(proof, DoubleAttestation):
+            return frozenset()
+        members = await self._chain.fetch_members(self._validator.params.epoch_of(round_index))
+        if not members:
+            raise RecoverableError("EMC-1806", f"the set of round {round_index} is not on the chain yet")
+        return members
+
+    async def _list_double_seals(self) -> list[Proof]:
+        validator = self._validator
+        first, _ = judged_rounds(validator.params, validator.current_round())
+        pairs = await validator.read(
+            lambda con: list_double_seals(con, validator.address, validator.hub, first)
+        )
+        return [DoubleSeal(SignedSeal(*one), SignedSeal(*other)) for one, other in pairs]
+
+    async def _list_double_roots(self) -> list[Proof]:
+        validator = self._validator
+        first, _ = judged_rounds(validator.params, validator.current_round())
+        found = await validator.read(lambda con: list_double_roots(con, validator.address, first))
+        return [
+            DoubleAttestation(author, _signed_root(*one), _signed_root(*other))
+            for author, one, other in found
+        ]
+
+    async def _list_strikes(self) -> list[StandingStrike]:
+        """Convictions of bundles signed here, once a root over them is active with the same bundle."""
+        validator = self._validator
+        active = await self._chain.find_active_root()
+        if active is None:
+            return []
+        first, _ = judged_rounds(validator.params, validator.current_round())
+        strikes = await validator.read(
+            lambda con: list_covered_strikes(con, validator.address, active.round, active.bundle_hash)
+        )
+        return [strike for strike in strikes if strike.round >= first]
+
+
+def _signed_root(data: bytes, signature: bytes) -> SignedRoot:
+    return SignedRoot(from_json(RoundRoot, msgspec.json.decode(data)), signature)
