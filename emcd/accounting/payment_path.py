@@ -31,13 +31,28 @@ class PathStep:
 class ChainFacts:
     """What the distributor says: the newest published and active round (-1 for none), wei claimed.
 
-    `is_void`: the round was vetoed, or found no quorum in time.
+    `is_void`: the round was vetoed, or found no quorum in time. `paused_until`: in words, "" when the
+    contract is not paused. `request`: the state of the wallet's newest extraction request and what the
+    settler says of it, in words. `slashes`: what was slashed of the node's stake, in words.
     """
 
     published_round: int
     active_round: int
     claimed_wei: int
     is_void: bool = False
+    paused_until: str = ""
+    request: str = ""
+    slashes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class MissingCall:
+    """What is known of a call that no bundle holds. `filed_with`: validators that hold it as an omission."""
+
+    round: int
+    round_state: str
+    filed_with: tuple[Address, ...] = ()
+    last_round: int = -1
 
 
 def trace_node(bundle: Bundle, node: Address, chain: ChainFacts) -> list[PathStep]:
@@ -47,7 +62,7 @@ def trace_node(bundle: Bundle, node: Address, chain: ChainFacts) -> list[PathSte
     steps = [_bound(bundle, entry)]
     if entry is not None and steps[0].is_done:
         steps += [
-            _staked(bundle, entry),
+            _staked(bundle, entry, chain),
             *_worked(bundle, entry),
             _metered(bundle, entry, result),
             _settled(bundle, node, result),
@@ -65,6 +80,10 @@ def trace_call(bundle: Bundle, call_id: bytes, chain: ChainFacts) -> list[PathSt
     if call is None:
         raise KeyError(format_call_id(call_id))
     own = [PathStep("routed", True, f"to {call.forward.node}"), _served([call]), _call_metered(bundle, call)]
+    if call.delivery.round != bundle.header.round:
+        own[0] = PathStep(
+            "routed", True, f"{own[0].evidence} in round {call.delivery.round}, {_carried(bundle)}"
+        )
     if not all(step.is_done for step in own):
         return _up_to_broken(own)
     merged = {step.name: step for step in own}
@@ -72,6 +91,30 @@ def trace_call(bundle: Bundle, call_id: bytes, chain: ChainFacts) -> list[PathSt
         if step.name not in merged or not step.is_done:
             merged[step.name] = step
     return _up_to_broken([merged[name] for name in STEPS if name in merged])
+
+
+def trace_missing(call: MissingCall) -> list[PathStep]:
+    """The way of a call that no bundle holds: where it waits, and what will come of it."""
+    place = f"its round {call.round} is {call.round_state}"
+    if call.round_state in ("open", "grace"):
+        return [PathStep("settled", False, f"{place}: calls are settled when the grace is over")]
+    if call.filed_with:
+        names = ", ".join(call.filed_with)
+        evidence = (
+            f"left out of the bundle of round {call.round}, and filed as an omission with {names}: they refuse"
+            f" every bundle that does not carry it, up to round {call.last_round}"
+        )
+        return [PathStep("metered", False, evidence)]
+    evidence = (
+        f"{place}, and no bundle through round {call.last_round} holds it: either the hub never answered it, or its"
+        " node's signed batch has not come, or it was left out; its node files it with the validators by itself"
+        " when it has the hub's signature"
+    )
+    return [PathStep("metered", False, evidence)]
+
+
+def _carried(bundle: Bundle) -> str:
+    return f"carried into the bundle of round {bundle.header.round}"
 
 
 def _up_to_broken(steps: list[PathStep]) -> list[PathStep]:
@@ -88,9 +131,11 @@ def _bound(bundle: Bundle, entry: SnapshotEntry | None) -> PathStep:
     return PathStep("bound", True, f"to wallet {entry.wallet} at block {block}")
 
 
-def _staked(bundle: Bundle, entry: SnapshotEntry) -> PathStep:
+def _staked(bundle: Bundle, entry: SnapshotEntry, chain: ChainFacts) -> PathStep:
     needed = minimum_stake_wei(bundle.header.params, entry.role)
     held = f"{_token(entry.stake_wei)} EMC for {entry.lock_days} days, {_token(needed)} needed"
+    if chain.slashes:
+        held += f"; slashed: {'; '.join(chain.slashes)}"
     if entry.suspended_until_round > bundle.header.round:
         return PathStep(
             "staked", False, f"suspended until round {entry.suspended_until_round} by a verdict; {held}"
@@ -205,14 +250,21 @@ def _on_chain(bundle: Bundle, entry: SnapshotEntry, chain: ChainFacts) -> list[P
     number = bundle.header.round
     newest = f"newest round on chain: {_round(chain.published_round)}"
     if chain.is_void:
-        newest = "the round is void: it was vetoed or found no quorum, and gives nothing"
+        newest = (
+            "the round is void: it was vetoed or found no quorum, and gives nothing; its calls are carried"
+        )
     published = PathStep("published", chain.published_round >= number and not chain.is_void, newest)
     is_active = chain.active_round >= number
     due_wei = _cumulative_wei(bundle, entry.wallet)
     claimed = f"{format_token_floor(chain.claimed_wei)} EMC claimed by {entry.wallet} so far, "
     claimed += f"{format_token_floor(due_wei)} EMC due with this round; "
     claimed += "the root is active" if is_active else "the challenge delay still runs"
-    return [published, PathStep("claimed", is_active and chain.claimed_wei >= due_wei, claimed)]
+    is_done = is_active and chain.claimed_wei >= due_wei
+    if not is_done and chain.paused_until:
+        claimed += f"; claims are paused by the guardian until {chain.paused_until}"
+    if not is_done and chain.request:
+        claimed += f"; {chain.request}"
+    return [published, PathStep("claimed", is_done, claimed)]
 
 
 def _cumulative_wei(bundle: Bundle, wallet: Address) -> int:

@@ -7,21 +7,15 @@ from typing import Any
 import click
 import trio
 
-from emcd.accounting.audit import audit_bundle
-from emcd.accounting.payment_path import ChainFacts, PathStep, trace_call, trace_node
+from emcd.accounting.payment_path import PathStep, trace_call, trace_missing, trace_node
 from emcd.cli.network import Network, NetworkOptions, network_options, resolve_network
+from emcd.cli.payment_facts import CLOSED, fetch_bundle, fetch_facts, find_missing
 from emcd.cli.rewards import fetch_document
 from emcd.command import CommandContext, emit, json_option, pass_command_context
 from emcd.errors import ConfigError
-from emcd.net.http_client import request
 from emcd.proto.address import parse_address
-from emcd.proto.bundle import Bundle
-from emcd.proto.bundle_codec import decode_bundle
 from emcd.proto.records import parse_call_id
 from emcd.types import Address
-
-_CLOSED = ("closed", "attested", "published", "active", "void")
-MAX_BUNDLE_BYTES = 256 << 20
 
 
 @click.command("why-unpaid")
@@ -63,48 +57,30 @@ def why_unpaid(
 
 
 async def _trace_round(network: Network, number: int, node: Address) -> tuple[list[PathStep], int]:
-    bundle = await _fetch_bundle(network, number)
+    bundle = await fetch_bundle(network, number, node)
     entry = next((item for item in bundle.participants if item.node == node), None)
-    facts = await _fetch_facts(network, number, entry.wallet if entry else None)
+    facts = await fetch_facts(network, number, node, entry.wallet if entry else None)
     return trace_node(bundle, node, facts), number
 
 
 async def _trace_call(network: Network, call_id: bytes) -> tuple[list[PathStep], int]:
+    """In the newest bundle that holds it: a call of a void round is carried into a later one.
+
+    Our hubs' ids begin with the time: the rounds of that time are looked through first.
+    """
     hub = network.require_hub()
     rounds: list[dict[str, Any]] = (await fetch_document(f"{hub}/api/rounds"))["rounds"]
-    for entry in sorted(rounds, key=lambda item: -int(item["round"])):
-        if entry["state"] not in _CLOSED:
-            continue
-        bundle = await _fetch_bundle(network, int(entry["round"]))
+    params = network.deployment.params
+    began = params.round_at(int.from_bytes(call_id[:6], "big"))
+    near = range(began, began + params.carry_rounds + 2)
+    closed = sorted((int(entry["round"]) for entry in rounds if entry["state"] in CLOSED), reverse=True)
+    for number in sorted(closed, key=lambda index: index not in near):
+        bundle = await fetch_bundle(network, number, None, call_id)
         call = next((item for item in bundle.calls if item.forward.call_id == call_id), None)
         if call is None:
             continue
-        wallet = next((p.wallet for p in bundle.participants if p.node == call.forward.node), None)
-        number = bundle.header.round
-        return trace_call(bundle, call_id, await _fetch_facts(network, number, wallet)), number
-    raise ConfigError("EMC-2142", "no closed round that the hub still lists holds this call")
-
-
-async def _fetch_bundle(network: Network, number: int) -> Bundle:
-    """The audited bundle. Raises: ConfigError EMC-2142 (none), EMC-2143 (it fails its audit)."""
-    url = f"{network.require_hub()}/api/rounds/{number}/bundle"
-    answer = await request("GET", url, timeout_s=120.0, max_bytes=MAX_BUNDLE_BYTES)
-    if answer.status != 200:
-        raise ConfigError("EMC-2142", f"round {number} has no bundle yet (the hub answers {answer.status})")
-    outcome = await trio.to_thread.run_sync(audit_bundle, answer.body)
-    if not outcome.ok:
-        raise ConfigError("EMC-2143", f"round {number}: {outcome.difference}")
-    return await trio.to_thread.run_sync(decode_bundle, answer.body)
-
-
-async def _fetch_facts(network: Network, number: int, wallet: Address | None) -> ChainFacts:
-    detail = await fetch_document(f"{network.require_hub()}/api/rounds/{number}")
-    distributor = network.open_chain().distributor
-    published = await distributor.find_last_round()
-    active = await distributor.find_active_root()
-    return ChainFacts(
-        published_round=-1 if published is None else published,
-        active_round=active.round if active else -1,
-        claimed_wei=await distributor.fetch_claimed(wallet) if wallet else 0,
-        is_void=detail["state"] == "void",
-    )
+        node = call.forward.node
+        wallet = next((p.wallet for p in bundle.participants if p.node == node), None)
+        return trace_call(bundle, call_id, await fetch_facts(network, number, node, wallet)), number
+    missing = await find_missing(network, call_id)
+    return trace_missing(missing), missing.round

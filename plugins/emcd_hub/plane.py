@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from emcd.keys import SigningKey
-from emcd.proto.records import RecordKind
+from emcd.ledger import Connection
+from emcd.proto.parameter_rule import MAX_CARRY_ROUNDS
+from emcd.proto.params import NetworkParams
 from emcd.role import RoleContext
 from emcd.types import Address
 from emcd_hub.billing.book import AccountBook
@@ -20,12 +22,14 @@ from emcd_hub.billing.office import BillingOffice
 from emcd_hub.calls.gateway import Gateway
 from emcd_hub.calls.recorder import CallRecorder
 from emcd_hub.config import HubConfig
+from emcd_hub.in_force import InForce
 from emcd_hub.nodes.board import NodeBoard
 from emcd_hub.nodes.gate import NodeGate
 from emcd_hub.records.batcher import Batcher
-from emcd_hub.records.call_row import find_last_seq
+from emcd_hub.records.call_row import find_last_seq, sum_by_node
 from emcd_hub.records.receipt_desk import ReceiptDesk
 from emcd_hub.records.unsigned import find_unsigned
+from emcd_hub.rounds.bundle_row import list_facts
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class CallPlane:
     desk: ReceiptDesk
     gate: NodeGate
     gateway: Gateway
+    in_force: InForce
 
 
 class _Sink:
@@ -55,19 +60,19 @@ async def load_plane(
 ) -> CallPlane:
     """Build the plane, and queue again what a crash left unsigned."""
     deployment = ctx.deployment
-    params, domain = deployment.params, deployment.staking_domain
-    keep_ms = (params.carry_rounds + 2) * params.round_s * 1000
+    clock, domain = deployment.params, deployment.staking_domain
+    keep_ms = (MAX_CARRY_ROUNDS + 2) * clock.round_s * 1000
+    in_force = InForce(ctx.parameters)
     book = AccountBook(use_first=config.use_first, max_calls=config.max_calls_per_account)
     keys = KeyIndex()
     office = BillingOffice(ledger=ctx.ledger, clock=ctx.clock, book=book, keys=keys)
     await office.load()
-    board = NodeBoard(params.online_window_ms)
+    board = NodeBoard(in_force.params(ctx.clock.now_ms()).online_window_ms)
     desk = ReceiptDesk(domain=domain, ledger=ctx.ledger, clock=ctx.clock, keep_ms=keep_ms)
     gate = NodeGate(
         hub=key.address,
         domain=domain,
-        params=params,
-        prices=deployment.prices,
+        in_force=in_force,
         manifests={name: frozenset(map(bytes, hashes)) for name, hashes in config.manifests.items()},
         board=board,
         desk=desk,
@@ -80,8 +85,7 @@ async def load_plane(
     last_seq = await _restore(ctx, key.address, batcher, desk, keep_ms)
     recorder = CallRecorder(
         hub=key.address,
-        params=params,
-        price_version=deployment.prices.version,
+        in_force=in_force,
         ledger=ctx.ledger,
         clock=ctx.clock,
         book=book,
@@ -97,16 +101,28 @@ async def load_plane(
         is_open=is_open,
         draw=random.randrange,
     )
-    return CallPlane(book, keys, office, board, batcher, desk, gate, gateway)
+    return CallPlane(book, keys, office, board, batcher, desk, gate, gateway, in_force)
 
 
 async def _restore(ctx: RoleContext, hub: Address, batcher: Batcher, desk: ReceiptDesk, keep_ms: int) -> int:
     """Returns: the largest call number in use."""
     since_ms = ctx.clock.now_ms() - keep_ms
-    last_seq, unsigned = await ctx.ledger.read(
-        lambda con: (find_last_seq(con), find_unsigned(con, hub, since_ms)), timeout_s=120
+    lately_ms = ctx.clock.now_ms() - 2000 * ctx.deployment.params.round_s
+    last_seq, unsigned, proven = await ctx.ledger.read(
+        lambda con: (
+            find_last_seq(con),
+            find_unsigned(con, hub, since_ms, open_since_ms(con, ctx.deployment.params)),
+            sum_by_node(con, lately_ms, 2**62),
+        ),
+        timeout_s=120,
     )
-    batcher.restore(RecordKind.FORWARD, unsigned.forwards)
-    batcher.restore(RecordKind.DELIVERY, unsigned.deliveries)
+    batcher.restore(unsigned.forwards, unsigned.deliveries)
     desk.restore(unsigned.receipts)
+    desk.restore_allowance((node, count) for node, count, _ in proven)
     return last_seq
+
+
+def open_since_ms(con: Connection, params: NetworkParams) -> int:
+    """When the first round began that is not closed: its calls stand in no bundle yet."""
+    closed = list_facts(con, 1)
+    return params.round_end_ms(closed[0].round) if closed else 0

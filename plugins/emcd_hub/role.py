@@ -12,23 +12,28 @@ from functools import partial
 import trio
 from starlette.routing import Route
 
-from emcd.errors import EmcdError
+from emcd.errors import EmcdError, FatalError
 from emcd.keys import SigningKey
 from emcd.net.http_limit import Limits
 from emcd.net.ratelimit import FailureLimiter
 from emcd.net.tunnel import serve_tunnels
 from emcd.role import Health, HealthBoard, HealthState, RoleContext, RoleSpec
 from emcd.types import ParticipantRole
+from emcd_hub.api.account import AccountPages, StatementDesk
 from emcd_hub.api.admin import AdminPages
 from emcd_hub.api.auth import FailureGuard, KeyGate
+from emcd_hub.api.bundle import BundlePages
 from emcd_hub.api.page import build_app
 from emcd_hub.api.public import PublicApp
 from emcd_hub.api.rounds import RoundPages
 from emcd_hub.api.service import ServicePages
+from emcd_hub.api.wallets import WalletPages
 from emcd_hub.config import HubConfig
 from emcd_hub.listener import find_tls, start_http
 from emcd_hub.nodes.registry import NodeRegistry, Registered
 from emcd_hub.plane import CallPlane, load_plane
+from emcd_hub.rounds.archive_reader import ArchiveReader
+from emcd_hub.rounds.bundle_folder import BundleFolder
 from emcd_hub.rounds.plane import RoundPlane, build_rounds
 from emcd_hub.schema import MIGRATIONS
 
@@ -36,6 +41,7 @@ TICK_S = 1.0
 ADMIN_LIMITS = Limits(body_bytes=64 * 1024, connections=64)
 BAD_AFTER_FAILURES = 5
 REGISTRY_MAX_S = 60.0
+PARAMETERS_TIMEOUT_S = 10.0
 
 
 class OneHub:
@@ -54,6 +60,7 @@ class HubRole:
         self._tunnel_drain = trio.Event()
         self._plane: CallPlane | None = None
         self._rounds: RoundPlane | None = None
+        self._wallets: WalletPages | None = None
         self.ports: dict[str, int] = {}
         """The ports that are listened on: public, tunnel, admin."""
         self.public_routes: list[Route] = []
@@ -70,10 +77,11 @@ class HubRole:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         ctx = self._ctx
+        await self._read_parameters()
         self._plane = plane = await load_plane(self._config, ctx, self._key, self._why_closed)
         self._registry = NodeRegistry(
             self._fetch_registry,
-            minimum_wei=int.from_bytes(ctx.deployment.params.compute_minimum_wei, "big"),
+            minimum_wei=self._read_minimum(plane),
             listed=self._config.allowed_nodes,
             only_listed=self._config.admit == "listed",
         )
@@ -85,6 +93,7 @@ class HubRole:
             if ctx.rpc is not None:
                 self._rounds = build_rounds(self._config, ctx, self._key, plane.book)
                 nursery.start_soon(self._rounds.keeper.run)
+                nursery.start_soon(self._rounds.archivist.run)
                 nursery.start_soon(self._rounds.watcher.run)
             await self._listen(nursery, plane)
             self._state, self._closed = HealthState.READY, ""
@@ -94,6 +103,8 @@ class HubRole:
     async def drain(self) -> None:
         """Refuse new calls, finish those in flight, sign what is signed by nobody yet."""
         self._state, self._closed = HealthState.DRAINING, "the hub is stopping"
+        if self._wallets is not None:
+            self._wallets.events.close()
         if self._plane is not None:
             await self._plane.gateway.wait_idle()
             await self._plane.batcher.flush()
@@ -110,13 +121,15 @@ class HubRole:
         elif self._chain_failures >= BAD_AFTER_FAILURES:
             problem = "the chain can't be read; check [chain] rpc_urls"
         else:
-            problem = self._rounds.keeper.problem or self._rounds.watcher.problem
+            problem = self._rounds.keeper.problem or self._rounds.watcher.problem or self._ctx.chain.problem
         return Health(HealthState.DEGRADED, problem) if problem else Health(HealthState.READY)
 
     def _why_closed(self) -> str:
         """Why no call is taken, or "": before genesis there is no round that it could belong to."""
         if not self._closed and self._ctx.deployment.params.round_at(self._ctx.clock.now_ms()) < 0:
             return "the network's first round has not begun"
+        if not self._closed and self._plane is not None:
+            return self._plane.in_force.why_closed(self._ctx.clock.now_ms())
         return self._closed
 
     async def _listen(self, nursery: trio.Nursery, plane: CallPlane) -> None:
@@ -125,11 +138,23 @@ class HubRole:
         guard = FailureGuard(limiter)
         gate = KeyGate(plane.keys, guard)
         pages = ServicePages(
-            self._key.address, gate, plane.board, ctx.ledger, ctx.clock, ctx.services.find(HealthBoard)
+            self._key.address,
+            gate,
+            plane.board,
+            ctx.ledger,
+            ctx.clock,
+            plane.in_force,
+            ctx.services.find(HealthBoard),
+            ArchiveReader(ctx.ledger, BundleFolder(ctx.ledger.path.parent)),
         )
         routes = pages.routes()
+        desk = StatementDesk(
+            ledger=ctx.ledger, clock=ctx.clock, params=ctx.deployment.params, book=plane.book
+        )
+        routes += AccountPages(gate, desk).routes()
         if self._rounds is not None:
-            routes += self._round_pages(self._rounds, guard).routes()
+            self._wallets = self._wallet_pages(self._rounds, guard)
+            routes += self._round_pages(self._rounds).routes() + self._wallets.routes()
         self.public_routes = routes
         public = PublicApp(gate, plane.gateway, build_app(routes, ctx.log), ctx.log)
         admin = AdminPages(
@@ -137,6 +162,7 @@ class HubRole:
             ledger=ctx.ledger,
             tokens=config.admin_tokens,
             guard=FailureGuard(FailureLimiter()),
+            desk=desk,
         )
         limits = Limits(body_bytes=config.body_bytes, connections=config.max_connections)
         start = partial(start_http, nursery, drain=self._http_drain, log=ctx.log)
@@ -158,12 +184,18 @@ class HubRole:
         self.ports["tunnel"] = await nursery.start(tunnel)
         self.ports["public"] = await start(public, config.listen, limits)
 
-    def _round_pages(self, rounds: RoundPlane, guard: FailureGuard) -> RoundPages:
+    def _round_pages(self, rounds: RoundPlane) -> RoundPages:
         ctx = self._ctx
-        return RoundPages(
+        bundles = BundlePages(ctx.ledger, rounds.folder)
+        return RoundPages(deployment=ctx.deployment, bundles=bundles, reader=rounds.reader)
+
+    def _wallet_pages(self, rounds: RoundPlane, guard: FailureGuard) -> WalletPages:
+        ctx = self._ctx
+        return WalletPages(
             deployment=ctx.deployment,
             ledger=ctx.ledger,
             clock=ctx.clock,
+            bus=ctx.bus,
             reader=rounds.reader,
             guard=guard,
             has_wallet=self._registry.has_wallet,
@@ -176,6 +208,7 @@ class HubRole:
         while True:
             await trio.sleep(TICK_S)
             self._plane.gate.expire()
+            self._registry.minimum_wei = self._read_minimum(self._plane)
             await self._plane.desk.sweep()
 
     async def _follow_registry(self) -> None:
@@ -189,6 +222,21 @@ class HubRole:
                 for entry in self._plane.board.list_entries():
                     if not self._registry.may_stay(entry.address):
                         self._plane.gate.dismiss(entry.address)
+
+    async def _read_parameters(self) -> None:
+        """Know today's prices before the first call; without the chain those last read count."""
+        try:
+            with trio.move_on_after(PARAMETERS_TIMEOUT_S):
+                await self._ctx.parameters.refresh()
+        except FatalError:
+            raise
+        except EmcdError as exc:
+            self._ctx.log.warning("parameters not read", code=exc.code, detail=exc.detail)
+
+    def _read_minimum(self, plane: CallPlane) -> int:
+        """The least stake of a compute node now, in wei."""
+        params = plane.in_force.params(self._ctx.clock.now_ms())
+        return int.from_bytes(params.compute_minimum_wei, "big")
 
     async def _read_registry(self) -> None:
         if self._ctx.rpc is None:

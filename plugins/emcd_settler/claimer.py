@@ -7,34 +7,41 @@ once. Amount and proof come from a bundle with the hash that the active root nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import TypeVar, assert_never
 
 import structlog
 
+from emcd.accounting.payout import Back, ExtractionState, require_extraction_move
 from emcd.chain import LOST_RACE, ActiveRoot, Chain, Confirmed, Failed, Outbox, Replaced, TxIntent
 from emcd.clock import Clock
 from emcd.errors import RemoteProtocolError
 from emcd.ledger import Connection, Ledger
+from emcd.money import format_token_floor
 from emcd.proto.eip712 import Domain
 from emcd.proto.messages import RoundRoot
+from emcd.types import Hash
 from emcd_settler.extraction_row import (
     ExtractionRow,
-    ExtractionState,
     find_request,
     insert_request,
+    list_claimed,
     list_open,
     set_again,
     set_ended,
+    set_held,
+    set_sent,
     set_submitted,
     set_synchronised,
 )
 from emcd_settler.extraction_rule import SignedExtraction, is_expired, read_request
-from emcd_settler.hub_source import HubSource
+from emcd_settler.hub_group import HubGroup
 from emcd_settler.metrics import CLAIMS
 
 T = TypeVar("T")
 
+BY_SOMEBODY_ELSE = "claimed by somebody else"
 MAX_ATTEMPTS = 8
 _HOPELESS = frozenset(
     ("NothingToClaim", "NonceUsed", "Expired", "WrongSigner", "SubmitNotAllowed", "ZeroRecipient")
@@ -54,11 +61,18 @@ class Claimer:
         outbox: Outbox,
         ledger: Ledger,
         clock: Clock,
-        hub: HubSource,
+        hub: HubGroup,
+        find_tx: Callable[[str], Awaitable[Hash | None]],
+        watch_ms: int,
         submit_claims: bool,
         least_claim_wei: int,
         log: structlog.stdlib.BoundLogger,
     ) -> None:
+        """
+        Args:
+            find_tx: the newest transaction that was signed under a key of the outbox.
+            watch_ms: how long a paid claim is watched: a reorganisation may take it back.
+        """
         self._instance = instance
         self._domain = domain
         self._chain = chain
@@ -66,6 +80,8 @@ class Claimer:
         self._ledger = ledger
         self._clock = clock
         self._hub = hub
+        self._find_tx = find_tx
+        self._watch_ms = watch_ms
         self._submit_claims = submit_claims
         self._least_wei = least_claim_wei
         self._log = log
@@ -92,6 +108,7 @@ class Claimer:
 
     async def step(self) -> None:
         """Raises: RecoverableError, RemoteProtocolError EMC-1972. Cancellation: at any point."""
+        await self._watch_paid()
         rows = await self._list_open()
         active = await self._chain.distributor.find_active_root() if rows else None
         for row in rows:
@@ -102,10 +119,8 @@ class Claimer:
                     await self._submit(row)
                 case ExtractionState.SUBMITTED:
                     await self._follow(row)
-                case ExtractionState.CLAIMED | ExtractionState.REFUSED:
-                    pass
                 case _:
-                    assert_never(row.state)
+                    pass
 
     async def take_requests(self) -> None:
         """Read the hub's list and keep what is in order. Raises: RecoverableError."""
@@ -135,7 +150,7 @@ class Claimer:
     async def _synchronise(self, row: ExtractionRow, active: ActiveRoot | None) -> None:
         asked = row.extraction
         if is_expired(asked, self._now_s()):
-            await self._end(row, ExtractionState.REFUSED, "expired before a root covered it")
+            await self._end(row, ExtractionState.EXPIRED, row.reason or "expired before a root covered it")
             return
         if asked.nonce < await self._chain.distributor.fetch_extraction_nonce(row.wallet):
             await self._end(row, ExtractionState.REFUSED, "the contract has used this nonce, or a later one")
@@ -147,14 +162,22 @@ class Claimer:
             return
         tree = await self._hub.fetch_tree(active.round, active.bundle_hash, active.root)
         amount = tree.cumulative_wei(row.wallet)
-        if amount - await self._chain.distributor.fetch_claimed(row.wallet) < self._least_wei:
+        open_wei = amount - await self._chain.distributor.fetch_claimed(row.wallet)
+        if open_wei <= 0:
             await self._end(row, ExtractionState.REFUSED, "the active root gives the wallet nothing more")
+            return
+        if open_wei < self._least_wei:
+            await self._hold(row, describe_least(open_wei, self._least_wei))
             return
         proof = tree.proof(row.wallet)
         await self._write(lambda con, now: set_synchronised(con, self._instance, row, amount, proof, now))
 
     async def _submit(self, row: ExtractionRow) -> None:
-        if await self._chain.distributor.fetch_paused_until_s() > self._now_s():
+        paused_until_s = await self._chain.distributor.fetch_paused_until_s()
+        if paused_until_s > self._now_s():
+            await self._hold(
+                row, f"the contract's guardian has paused claims until {format_time(paused_until_s)}"
+            )
             return
         call = self._chain.distributor.submit_claim_for(
             row.extraction, row.signature, row.cumulative_wei, row.proof
@@ -166,11 +189,11 @@ class Claimer:
         outcome = await self._outbox.find(_key(row))
         match outcome:
             case None:
-                return
+                await self._note_sent(row)
             case Confirmed():
                 await self._end(row, ExtractionState.CLAIMED, "", outcome.tx_hash)
             case Failed() if outcome.error_name in LOST_RACE and await self._is_paid(row):
-                await self._end(row, ExtractionState.CLAIMED, "claimed by somebody else")
+                await self._end(row, ExtractionState.CLAIMED, BY_SOMEBODY_ELSE)
             case Failed() if outcome.error_name in _HOPELESS:
                 await self._end(row, ExtractionState.REFUSED, outcome.reason)
             case Failed():
@@ -179,6 +202,41 @@ class Claimer:
                 await self._retry(row, "another transaction of the key used the nonce")
             case _:
                 assert_never(outcome)
+
+    async def _note_sent(self, row: ExtractionRow) -> None:
+        """The hash changes with the fees."""
+        tx_hash = await self._find_tx(_key(row))
+        if tx_hash is not None and tx_hash != row.tx_hash:
+            await self._ledger.write(lambda con: set_sent(con, self._instance, row, tx_hash))
+
+    async def _hold(self, row: ExtractionRow, reason: str) -> None:
+        if row.reason != reason:
+            await self._ledger.write(lambda con: set_held(con, self._instance, row, reason))
+            self._log.info("extraction_held", wallet=row.wallet, reason=reason)
+
+    async def _watch_paid(self) -> None:
+        """A reorganisation deeper than the confirmations takes a payment back: it is sent again.
+
+        Ours is the outbox's to send again, which it says by having no outcome any more. Somebody
+        else's is ours to replace when the wallet is not paid any more.
+        """
+        since_ms = self._clock.now_ms() - self._watch_ms
+        for row in await self._ledger.read(lambda con: list_claimed(con, self._instance, since_ms)):
+            if row.reason != BY_SOMEBODY_ELSE:
+                if await self._outbox.find(_key(row)) is None:
+                    await self._go_back(row, ExtractionState.SUBMITTED, set_submitted)
+            elif not await self._is_paid(row):
+                await self._go_back(row, ExtractionState.REQUESTED, _set_reorganised)
+
+    async def _go_back(
+        self,
+        row: ExtractionRow,
+        state: ExtractionState,
+        change: Callable[[Connection, str, ExtractionRow, int], None],
+    ) -> None:
+        require_extraction_move(row.state, state, Back.REORGANISATION)
+        await self._write(lambda con, now: change(con, self._instance, row, now))
+        self._log.warning("claim_reorganised", wallet=row.wallet, nonce=row.extraction.nonce)
 
     async def _retry(self, row: ExtractionRow, reason: str) -> None:
         """Another root may have become active meanwhile: choose amount and proof anew."""
@@ -191,6 +249,7 @@ class Claimer:
         self._log.warning("claim_retried", wallet=row.wallet, attempt=row.attempt + 1, reason=reason)
 
     async def _is_paid(self, row: ExtractionRow) -> bool:
+        """Whether the wallet has what the claim would have brought, by whosever transaction."""
         return await self._chain.distributor.fetch_claimed(row.wallet) >= row.cumulative_wei
 
     async def _end(
@@ -217,6 +276,22 @@ class Claimer:
 
     def _now_s(self) -> int:
         return self._clock.now_ms() // 1000
+
+
+def describe_least(open_wei: int, least_wei: int) -> str:
+    """Why a small amount is not claimed."""
+    return (
+        f"{format_token_floor(open_wei, 6)} EMC is below {format_token_floor(least_wei, 6)} EMC, the least that"
+        " this settler claims: claim it by yourself (emcd claim), or let it grow"
+    )
+
+
+def format_time(time_s: int) -> str:
+    return datetime.fromtimestamp(min(time_s, 2**33), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _set_reorganised(con: Connection, instance: str, row: ExtractionRow, now_ms: int) -> None:
+    set_again(con, instance, row, "the chain took the payment back", now_ms)
 
 
 def _key(row: ExtractionRow) -> str:

@@ -17,6 +17,9 @@ class SettlerConfig:
         doc="the key that sends the transactions and pays their gas; it has no other power"
     )
     hub_url: str = setting(doc="base URL of the hub: bundles and extraction requests are read there")
+    hub_urls: tuple[str, ...] = setting(
+        (), doc="further hubs that are read in the same way, when the first has not what is wanted"
+    )
     publish_every_rounds: int | None = setting(
         None, minimum=1, maximum=4096, doc="how often a root is published; default: once an epoch"
     )
@@ -38,8 +41,11 @@ class SettlerConfig:
     )
 
     def check(self) -> list[Fault]:
-        try:
-            parse_target(self.hub_url)
-        except ConfigError as exc:
-            return [Fault("hub_url", exc.detail)]
-        return []
+        faults = []
+        for name, urls in (("hub_url", (self.hub_url,)), ("hub_urls", self.hub_urls)):
+            for url in urls:
+                try:
+                    parse_target(url)
+                except ConfigError as exc:
+                    faults.append(Fault(name, exc.detail))
+        return faults

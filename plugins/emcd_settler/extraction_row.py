@@ -1,16 +1,18 @@
 """Extraction requests on disk. SQL and nothing else.
 
-A request goes requested -> synchronised (an active root covers it, amount and proof are chosen)
--> submitted -> claimed, or is refused with a reason. One that the wallet claims by itself ends
-synchronised, without a proof. Key: wallet and nonce, for ever.
+The states are those of `emcd.accounting.payout`, as far as a settler acts on them: requested (waiting
+for a root, or worth too little for now) -> synchronised (an active root covers it, amount and proof
+are chosen) -> submitted -> claimed, or refused or expired with a reason. One that the wallet claims
+by itself stays synchronised, without a proof. A claim that the chain took back is submitted again.
+`reported` is what the hubs were told last. Key: wallet and nonce, for ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
+from emcd.accounting.payout import ExtractionState
 from emcd.ledger import Connection, Row
 from emcd.money import decode_wei, encode_wei
 from emcd.proto.messages import Extraction
@@ -20,16 +22,6 @@ MAX_OPEN = 4096
 """Of all wallets: what a hub lists is not believed, so it can't fill the disk either."""
 
 _OPEN = "(state IN ('requested', 'submitted') OR (state = 'synchronised' AND proof IS NOT NULL))"
-
-
-class ExtractionState(Enum):
-    """Where a request stands."""
-
-    REQUESTED = "requested"
-    SYNCHRONISED = "synchronised"
-    SUBMITTED = "submitted"
-    CLAIMED = "claimed"
-    REFUSED = "refused"
 
 
 @dataclass(frozen=True)
@@ -45,6 +37,7 @@ class ExtractionRow:
     reason: str
     tx_hash: bytes | None
     changed_at_ms: int
+    reported: str = ""
 
     @property
     def wallet(self) -> Address:
@@ -118,12 +111,48 @@ def set_submitted(con: Connection, instance: str, row: ExtractionRow, now_ms: in
     _update(con, instance, row, "state = 'submitted', changed_at_ms = ?", (now_ms,))
 
 
+def set_sent(con: Connection, instance: str, row: ExtractionRow, tx_hash: bytes) -> None:
+    """The transaction under which the claim is on its way now."""
+    _update(con, instance, row, "tx_hash = ?", (tx_hash,))
+
+
+def set_held(con: Connection, instance: str, row: ExtractionRow, reason: str) -> None:
+    """Why nothing is sent for now."""
+    _update(con, instance, row, "reason = ?", (reason,))
+
+
 def set_again(con: Connection, instance: str, row: ExtractionRow, reason: str, now_ms: int) -> None:
-    """A claim ended without being paid, and may be tried against a newer root."""
+    """A claim ended without being paid, or its payment is gone: to be tried against the newest root."""
     _update(
-        con, instance, row, "state = 'requested', attempt = attempt + 1, reason = ?, changed_at_ms = ?",
+        con, instance, row,
+        "state = 'requested', attempt = attempt + 1, tx_hash = NULL, reason = ?, changed_at_ms = ?",
         (reason, now_ms),
     )  # fmt: skip
+
+
+def set_reported(con: Connection, instance: str, row: ExtractionRow, reported: str) -> None:
+    """The hubs were told this."""
+    _update(con, instance, row, "reported = ?", (reported,))
+
+
+def list_unreported(con: Connection, instance: str, since_ms: int) -> list[ExtractionRow]:
+    """Requests that changed lately or are open: what the hubs may have to be told of."""
+    rows = con.execute(
+        f"SELECT * FROM settler_extractions WHERE instance = ? AND ({_OPEN} OR changed_at_ms >= ?)"
+        " ORDER BY wallet, nonce",
+        (instance, since_ms),
+    )
+    return [_row(row) for row in rows]
+
+
+def list_claimed(con: Connection, instance: str, since_ms: int) -> list[ExtractionRow]:
+    """Requests that were paid lately: a reorganisation may take that back."""
+    rows = con.execute(
+        "SELECT * FROM settler_extractions WHERE instance = ? AND state = 'claimed' AND changed_at_ms >= ?"
+        " ORDER BY wallet, nonce",
+        (instance, since_ms),
+    )
+    return [_row(row) for row in rows]
 
 
 def set_ended(
@@ -172,4 +201,5 @@ def _row(row: Row) -> ExtractionRow:
         row["reason"],
         None if row["tx_hash"] is None else bytes(row["tx_hash"]),
         row["changed_at_ms"],
+        row["reported"],
     )

@@ -11,3 +11,4 @@ CLAIMS = counter("emcd_settler_claims_total", "Extraction requests by how they e
 EQUIVOCATIONS = counter(
     "emcd_settler_equivocations_total", "Validators seen with two signed outcomes of a round."
 )
+SLASHES = counter("emcd_settler_slashes_total", "Orders to slash by how they ended.", ("state",))

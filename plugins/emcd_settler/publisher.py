@@ -18,7 +18,7 @@ from emcd.clock import Clock
 from emcd.ledger import Connection, Ledger
 from emcd.proto.address import hex_hash
 from emcd.proto.messages import RoundRoot
-from emcd.proto.params import NetworkParams
+from emcd.services import ParametersInForce
 from emcd.types import Address
 from emcd_settler.attestation import describe_split, find_quorum, list_equivocators
 from emcd_settler.metrics import EQUIVOCATIONS, PUBLICATIONS
@@ -78,7 +78,7 @@ class Publisher:
         self,
         *,
         instance: str,
-        params: NetworkParams,
+        parameters: ParametersInForce,
         every_rounds: int,
         chain: Chain,
         outbox: Outbox,
@@ -95,7 +95,8 @@ class Publisher:
             is_worth: whether a root gives anything to those who asked for it.
         """
         self._instance = instance
-        self._params = params
+        self._parameters = parameters
+        self._params = parameters.schedule.clock
         self._every = every_rounds
         self._chain = chain
         self._outbox = outbox
@@ -127,7 +128,8 @@ class Publisher:
         closed = self._params.round_at(self._clock.now_ms()) - 2
         last = await self._chain.distributor.find_last_round()
         tip = await self._chain.distributor.find_tip_round()
-        oldest = closed + 2 - self._params.void_after_rounds
+        rules = self._parameters.schedule.newest_readable_at(max(0, closed)).parameters.params
+        oldest = closed + 2 - rules.void_after_rounds
         await self._tidy(closed, oldest)
         wanted = await self._list_wanted()
         due = find_due(closed, -1 if last is None else last, -1 if tip is None else tip, self._every, wanted)

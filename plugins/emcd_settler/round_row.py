@@ -94,6 +94,22 @@ def list_attestations(con: Connection, instance: str, index: int) -> list[Attest
     return [_attestation(row) for row in rows]
 
 
+def list_double_attestations(
+    con: Connection, instance: str, oldest: int
+) -> list[tuple[Attestation, Attestation]]:
+    """Two outcomes of every validator that signed more than one of a round."""
+    rows = con.execute(
+        "SELECT * FROM settler_attestations a WHERE instance = ? AND round >= ? AND 1 < ("
+        " SELECT count(*) FROM settler_attestations b WHERE b.instance = a.instance AND b.round = a.round"
+        " AND b.validator = a.validator) ORDER BY round, validator, bundle_hash, root, cumulative_wei",
+        (instance, oldest),
+    )
+    found: dict[tuple[int, str], list[Attestation]] = {}
+    for row in rows:
+        found.setdefault((row["round"], row["validator"]), []).append(_attestation(row))
+    return [(items[0], items[1]) for items in found.values()]
+
+
 def set_quorum(con: Connection, instance: str, quorum: Quorum, now_ms: int) -> bool:
     """Choose outcome and signatures of a round, once. False when it is no longer collecting.
 

@@ -226,8 +226,7 @@ async def test_settler_two_outcomes_without_a_majority_end_void(world: SettlerWo
     await world.move_to_round(2)
 
     async with world.running():
-        await world.wait_polls()
-        assert (await world.find_row(0))["state"] == "collecting"
+        await world.wait_state(0, "collecting")
         await world.move_to_round(13)
         row = await world.wait_state(0, "void")
 
@@ -247,14 +246,23 @@ async def test_settler_minority_outcome_does_not_hinder(world: SettlerWorld) -> 
     assert (await world.chain.distributor.fetch_publication(0)).bundle_hash == closed.bundle_hash
 
 
+async def has_attestations(world: SettlerWorld, name: str, count: int) -> bool:
+    """Whether the settler keeps so many outcomes of a validator."""
+    sql = "SELECT count(*) FROM settler_attestations WHERE validator = ?"
+    rows = await world.ledger.read(lambda con: con.execute(sql, (make_key(name).address,)).fetchone())
+    return bool(rows[0] >= count)
+
+
 async def test_settler_validator_that_signs_two_outcomes_counts_for_neither(world: SettlerWorld) -> None:
     closed = world.close_round(0)
     world.attest(edited(closed.round_root, root=b"\x01" * 32), "v3")
     await world.move_to_round(2)
 
     async with world.running():
-        await world.wait_polls()
+        await world.wait_for(lambda: has_attestations(world, "v3", 1))
         world.attest(closed.round_root, "v1", "v2", "v3")
+        await world.wait_for(lambda: has_attestations(world, "v3", 2))
+        await world.wait_for(lambda: has_attestations(world, "v1", 1))
         await world.wait_polls(5)
         assert (await world.find_row(0))["state"] == "collecting"
         world.attest(closed.round_root, "v4")

@@ -84,6 +84,8 @@ class SettlerWorld:
     seal: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    listens: bool = True
 
     @property
     def deployment(self) -> Deployment:
@@ -158,11 +160,17 @@ class SettlerWorld:
 
     @asynccontextmanager
     async def running(
-        self, name: str = "settler", *, rpc: Rpc | None = None, **settings: Any
+        self,
+        name: str = "settler",
+        *,
+        rpc: Rpc | None = None,
+        ledger: Any = None,
+        key: SigningKey = SETTLER,
+        **settings: Any,
     ) -> AsyncIterator[SettlerRole]:
         """A settler at work; `publish_every_rounds` is 1."""
         role = self.make_role(name, rpc=rpc, **settings)
-        await self.set_up(role, name, rpc)
+        await self.set_up(role, name, rpc, ledger, key)
         async with trio.open_nursery() as nursery:
             await nursery.start(role.run)
             yield role
@@ -171,9 +179,17 @@ class SettlerWorld:
 
     def make_role(self, name: str = "settler", *, rpc: Rpc | None = None, **settings: Any) -> SettlerRole:
         options = {"publish_every_rounds": 1, "poll_s": 0.02, "peer_timeout_s": 1.0, **settings}
-        return SettlerRole(SettlerConfig(KEY_FILE, f"http://127.0.0.1:{self.port}", **options))
+        hub_url = options.pop("hub_url", f"http://127.0.0.1:{self.port}")
+        return SettlerRole(SettlerConfig(KEY_FILE, hub_url, **options))
 
-    async def set_up(self, role: SettlerRole, name: str, rpc: Rpc | None = None, ledger: Any = None) -> None:
+    async def set_up(
+        self,
+        role: SettlerRole,
+        name: str,
+        rpc: Rpc | None = None,
+        ledger: Any = None,
+        key: SigningKey = SETTLER,
+    ) -> None:
         config = ChainConfig(("http://127.0.0.1:1",), confirmations=1, poll_s=0.02)
         await role.setup(
             make_context(
@@ -183,7 +199,7 @@ class SettlerWorld:
                 data_dir=self.folder,
                 deployment=self.deployment,
                 chain=Chain(config, self.deployment, rpc or self.network.rpc),
-                keys={KEY_FILE: SETTLER},
+                keys={KEY_FILE: key},
                 clock=self.clock,
             )
         )
@@ -244,7 +260,11 @@ class SettlerWorld:
         self.asked.append(path)
         parts = path.strip("/").split("/")
         answer: Answer | Answering = (404, b"{}")
-        if path == "/api/extractions":
+        if path == "/api/extractions/reports":
+            message = await receive()
+            self.reports.append(msgspec.json.decode(message["body"]))
+            answer = (202 if self.listens else 403), b"{}"
+        elif path == "/api/extractions":
             answer = 200, msgspec.json.encode({"extractions": self.requests})
         elif parts[:2] == ["api", "rounds"] and int(parts[2]) in self.bundles:
             answer = 200, self.bundles[int(parts[2])]

@@ -256,18 +256,31 @@ def test_role_entry_shows_no_key(tmp_path: Path, keystore: Path) -> None:
 def test_check_chain_compares_the_clock_with_the_newest_block(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keystore: Path, head_lag_s: int, verdict: Verdict
 ) -> None:
-    async def ask(_prepared: object) -> tuple[int, int]:
-        return 31337, int(time.time()) + head_lag_s
+    async def ask(_prepared: object) -> tuple[int, int, list[str]]:
+        return 31337, int(time.time()) + head_lag_s, []
 
     monkeypatch.setattr("emcd.cli.examination_config._ask_chain", ask)
     prepared, _ = prepare(make_config(tmp_path, str(keystore)), Sample(), passwords_required=False)
     assert check_chain(prepared).verdict is verdict
 
 
+def test_check_chain_one_of_two_addresses_that_fails_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keystore: Path
+) -> None:
+    async def ask(_prepared: object) -> tuple[int, int, list[str]]:
+        return 31337, int(time.time()), ["http://two:1: refused"]
+
+    monkeypatch.setattr("emcd.cli.examination_config._ask_chain", ask)
+    prepared, _ = prepare(make_config(tmp_path, str(keystore)), Sample(), passwords_required=False)
+    finding = check_chain(prepared)
+    assert finding.verdict is Verdict.WARNING
+    assert "http://two:1: refused" in finding.detail
+
+
 def test_check_chain_without_an_answer_is_bad(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, keystore: Path
 ) -> None:
-    async def ask(_prepared: object) -> tuple[int, int]:
+    async def ask(_prepared: object) -> tuple[int, int, list[str]]:
         raise RecoverableError("EMC-1502", "nobody there")
 
     monkeypatch.setattr("emcd.cli.examination_config._ask_chain", ask)

@@ -15,15 +15,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from emcd.ledger import Ledger
-from emcd.proto.address import hex_hash
+from emcd_hub.api.account import StatementDesk, show_account
 from emcd_hub.api.auth import FailureGuard, find_bearer
 from emcd_hub.api.error import ApiError
 from emcd_hub.api.page import Handler, answer, read_json
 from emcd_hub.billing.office import BillingOffice, NoSuch
 from emcd_hub.billing.queries import (
-    AccountRow,
     Granted,
     list_accounts,
+    list_held_deposits,
     list_keys_shown,
     list_movements,
     list_usage,
@@ -58,9 +58,16 @@ class AdminPages:
     """Handlers of the admin listener."""
 
     def __init__(
-        self, *, office: BillingOffice, ledger: Ledger, tokens: Sequence[AdminToken], guard: FailureGuard
+        self,
+        *,
+        office: BillingOffice,
+        ledger: Ledger,
+        tokens: Sequence[AdminToken],
+        guard: FailureGuard,
+        desk: StatementDesk,
     ) -> None:
         self._office = office
+        self._desk = desk
         self._ledger = ledger
         self._tokens = [(bytes.fromhex(token.token_hash), frozenset(token.scopes)) for token in tokens]
         self._guard = guard
@@ -70,6 +77,12 @@ class AdminPages:
             Route("/admin/accounts", self._needs("keys", self.create_account), methods=["POST"]),
             Route("/admin/accounts", self._needs("read", self.list_accounts), methods=["GET"]),
             Route("/admin/accounts/{account_id}", self._needs("read", self.get_account), methods=["GET"]),
+            Route(
+                "/admin/accounts/{account_id}/statement",
+                self._needs("read", self.get_statement),
+                methods=["GET"],
+            ),
+            Route("/admin/deposits", self._needs("read", self.list_deposits), methods=["GET"]),
             Route("/admin/api-keys", self._needs("keys", self.create_key), methods=["POST"]),
             Route("/admin/api-keys", self._needs("read", self.list_keys), methods=["GET"]),
             Route("/admin/api-keys/{key_id}", self._needs("keys", self.revoke_key), methods=["DELETE"]),
@@ -98,11 +111,11 @@ class AdminPages:
 
     async def create_account(self, request: Request) -> Response:
         name = _require_name((await read_json(request, NewAccount)).name)
-        return answer(_account(await self._office.create_account(name)), 201)
+        return answer(show_account(await self._office.create_account(name)), 201)
 
     async def list_accounts(self, _: Request) -> Response:
         rows = await self._ledger.read(list_accounts)
-        return answer({"accounts": [_account(row) for row in rows]})
+        return answer({"accounts": [show_account(row) for row in rows]})
 
     async def get_account(self, request: Request) -> Response:
         """An account with its statement: movements and usage by round, newest first."""
@@ -116,7 +129,24 @@ class AdminPages:
                 list_usage(con, account_id, STATEMENT_ROWS),
             )
         )
-        return answer({**_account(account), "movements": _amounts(movements), "usage": _amounts(usage)})
+        return answer({**show_account(account), "movements": _amounts(movements), "usage": _amounts(usage)})
+
+    async def get_statement(self, request: Request) -> Response:
+        """An account's books of some rounds, `from` through `to`."""
+        account_id = request.path_params["account_id"]
+        found = await self._desk.find(request, account_id)
+        if found is None:
+            raise _no_account(account_id)
+        return answer(found)
+
+    async def list_deposits(self, request: Request) -> Response:
+        """Purchases for accounts that are not this hub's: held, credited to nobody. Newest first."""
+        text = request.query_params.get("before", str(2**62))
+        if not text.isascii() or not text.isdigit() or len(text) > 19:
+            raise ApiError("EMC-1744", "before is the index of a deposit", 400, param="before")
+        before = min(int(text), 2**62)
+        rows = await self._ledger.read(lambda con: list_held_deposits(con, before, STATEMENT_ROWS))
+        return answer({"held": rows})
 
     async def create_key(self, request: Request) -> Response:
         wanted = await read_json(request, NewApiKey)
@@ -152,7 +182,7 @@ class AdminPages:
             raise ApiError("EMC-1743", "this key was used for another grant", 409)
         account = await self._office.find_account(wanted.account_id)
         assert account is not None
-        return answer({**_account(account), "repeated": outcome is Granted.REPEATED})
+        return answer({**show_account(account), "repeated": outcome is Granted.REPEATED})
 
 
 def _require_name(name: str) -> str:
@@ -174,17 +204,6 @@ def _require_amount(text: str) -> int:
 
 def _no_account(account_id: str) -> ApiError:
     return ApiError("EMC-1742", f"there is no account {account_id[:80]!r}", 404)
-
-
-def _account(row: AccountRow) -> dict[str, Any]:
-    return {
-        "account_id": row.account_id,
-        "name": row.name,
-        "vault_account": hex_hash(row.vault_account),
-        "granted_micro": str(row.granted_micro),
-        "vault_micro": str(row.vault_micro),
-        "created_at_ms": row.created_at_ms,
-    }
 
 
 def _amounts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -102,7 +102,14 @@ def _get(
 _ROUND = [_parameter("round", "index, from 0 at genesis")]
 _WALLET = [_parameter("address", "EIP-55 checksummed")]
 
-_EXTRACTIONS = _get("A wallet's extraction requests", "with their states", 400, parameters=_WALLET)
+_LIMIT = _parameter("limit", "at most 100", "query")
+_BEFORE = _parameter("before", "`next` of the page before", "query")
+_EXTRACTIONS = _get(
+    "A wallet's extraction requests, newest first",
+    "each with every step it took; `next` for the next page",
+    400,
+    parameters=[*_WALLET, _LIMIT, _BEFORE],
+)
 _EXTRACTIONS["post"] = {
     "summary": "Ask for rewards up to a round, signed by the wallet",
     "parameters": _WALLET,
@@ -120,6 +127,43 @@ _EXTRACTIONS["post"] = {
     },
     "responses": {"202": _json("taken: id and state"), **_errors(400, 401, 409, 429)},
 }
+
+_REPORT = {
+    "post": {
+        "summary": "A settler's word on a claim, signed by it; from addresses that published a root",
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["report", "signature"],
+                        "properties": {"report": {"type": "object"}, "signature": _HEX},
+                    }
+                }
+            },
+        },
+        "responses": {"202": _json("whether it was taken"), **_errors(400, 401, 403, 404, 429)},
+    }
+}
+_STREAM = {
+    "get": {
+        "summary": "A wallet's rewards and extractions, pushed as they change",
+        "description": "Every event holds the whole state; its id is a hash of it (send it as Last-Event-ID).",
+        "parameters": [*_WALLET, _parameter("last-event-id", "of the last event seen", "header")],
+        "responses": {
+            "200": {
+                "description": "events named `state`",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            **_errors(400, 429, 503),
+        },
+    }
+}
+_ROUNDS = [
+    _parameter("from", "first round; default: a month before `to`", "query"),
+    _parameter("to", "last round; default: the open one", "query"),
+]
 
 OPENAPI: dict[str, Any] = {
     "openapi": "3.1.0",
@@ -159,12 +203,24 @@ OPENAPI: dict[str, Any] = {
             }
         },
         "/api/wallets/{address}/rewards": _get(
-            "What a wallet has earned", "accrued (an estimate) to claimed, and a proof", 400, parameters=_WALLET
+            "What a wallet has earned",
+            "accrued (an estimate) to claimed, in all and by round, with transactions; and a proof",
+            400, parameters=_WALLET,
         ),
+        "/api/wallets/{address}/events": _STREAM,
         "/api/wallets/{address}/extractions": _EXTRACTIONS,
         "/api/extractions": _get(
-            "Requests of all wallets, for settlers", "requests of one state", 400,
-            parameters=[_parameter("state", "requested (default)", "query")],
+            "Open requests of all wallets, for settlers, oldest first", "requests; `next` for the next page", 400,
+            parameters=[
+                _parameter("state", "requested (default, all that are open) or synchronised", "query"),
+                _parameter("after", "`next` of the page before", "query"),
+            ],
+        ),
+        "/api/extractions/reports": _REPORT,
+        "/api/account": _get("The balance of the key's account", "balance, debt, what is held", 401, 429, key=True),
+        "/api/account/statement": _get(
+            "The books of the key's account", "opening + moved - used = closing, by round", 400, 401, 429,
+            parameters=_ROUNDS, key=True,
         ),
         "/healthz": _get("Is the process alive", "yes"),
         "/readyz": _get("Can the daemon serve", "every role's state", 503),

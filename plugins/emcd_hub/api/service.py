@@ -20,8 +20,10 @@ from emcd_hub.api.auth import KeyGate
 from emcd_hub.api.error import ApiError
 from emcd_hub.api.openapi import OPENAPI
 from emcd_hub.api.page import answer
+from emcd_hub.in_force import InForce
 from emcd_hub.nodes.board import NodeBoard, NodeEntry
 from emcd_hub.records.proof import Pending, find_receipt
+from emcd_hub.rounds.archive_reader import ArchiveReader
 
 PENDING_RETRY_S = 1
 
@@ -35,7 +37,9 @@ class ServicePages:
     board: NodeBoard
     ledger: Ledger
     clock: Clock
+    in_force: InForce
     health: HealthBoard | None
+    archive: ArchiveReader
 
     def routes(self) -> list[Route]:
         return [
@@ -69,6 +73,10 @@ class ServicePages:
         owner = None
         if found is not None:
             owner = found.call.account_id if isinstance(found, Pending) else found[0].account_id
+        if found is None:
+            archived = await self.archive.find_receipt(call_id, key.account_id)
+            if archived is not None:
+                return answer(to_json(archived))
         if found is None or owner != key.account_id:
             raise ApiError(
                 "EMC-1716", f"there is no call {format_call_id(call_id)}", 404, openai_code="not_found"
@@ -114,7 +122,7 @@ class ServicePages:
                 {
                     "model_hash": hex_hash(info.model_hash),
                     "endpoints": sorted(endpoint.value for endpoint in info.endpoints),
-                    "price": to_json(info.price),
+                    "price": to_json(self.in_force.price(info.model_hash, self.clock.now_ms())),
                 }
                 for info in infos
             ],

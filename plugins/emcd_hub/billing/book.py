@@ -4,6 +4,10 @@ The ledger holds the truth; this holds the same balances minus what is being wri
 call is admitted without a query. Invariants, for every account at every moment: granted >= 0,
 vault >= 0, 0 <= reserved <= granted + vault. A reservation vanishes with the process: the call's
 record alone moves credits. Only the loop's thread may touch it, and nothing here waits.
+
+A purchase that the chain undid is not taken out of the vault's credits but kept beside them
+(`undone`): what is left of the difference can be used, and nothing goes below zero. Where it was
+spent before it was undone, the difference is a debt, which the next purchase pays by itself.
 """
 
 from __future__ import annotations
@@ -46,16 +50,26 @@ class Account:
     account_id: str
     granted_micro: int
     vault_micro: int
+    undone_micro: int = 0
     reserved_micro: int = 0
     calls: int = 0
 
     @property
+    def usable_vault_micro(self) -> int:
+        return max(0, self.vault_micro - self.undone_micro)
+
+    @property
+    def debt_micro(self) -> int:
+        return max(0, self.undone_micro - self.vault_micro)
+
+    @property
     def balance_micro(self) -> int:
-        return self.granted_micro + self.vault_micro
+        return self.granted_micro + self.usable_vault_micro
 
     @property
     def free_micro(self) -> int:
-        return self.balance_micro - self.reserved_micro
+        """What a new call may hold; calls in flight may hold more than there is, after an undone purchase."""
+        return max(0, self.balance_micro - self.reserved_micro)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,11 +89,11 @@ class AccountBook:
         self._use_first = use_first
         self._max_calls = max_calls
 
-    def load(self, account_id: str, granted_micro: int, vault_micro: int) -> Account:
+    def load(self, account_id: str, granted_micro: int, vault_micro: int, undone_micro: int = 0) -> Account:
         """Take an account from the ledger. Raises: LocalProtocolError EMC-1790 when it is here already."""
         if account_id in self._accounts:
             raise LocalProtocolError("EMC-1790", f"account {account_id} is loaded twice")
-        account = self._accounts[account_id] = Account(account_id, granted_micro, vault_micro)
+        account = self._accounts[account_id] = Account(account_id, granted_micro, vault_micro, undone_micro)
         return account
 
     def find(self, account_id: str) -> Account | None:
@@ -126,7 +140,8 @@ class AccountBook:
         if self._use_first == "granted":
             granted = min(charge_micro, account.granted_micro)
         else:
-            granted = charge_micro - min(charge_micro, account.vault_micro)
+            rest = charge_micro - min(charge_micro, account.usable_vault_micro)
+            granted = min(rest, account.granted_micro)
         charge = Charge(granted, charge_micro - granted)
         account.granted_micro -= charge.granted_micro
         account.vault_micro -= charge.vault_micro
@@ -154,12 +169,9 @@ class AccountBook:
         account.granted_micro += granted_micro
         account.vault_micro += vault_micro
 
-    def debit_vault(self, account_id: str, amount_micro: int) -> int:
-        """Take credits back that the chain has undone, as far as they are free. Returns: how much."""
-        account = self._accounts[account_id]
-        taken = max(0, min(amount_micro, account.vault_micro, account.free_micro))
-        account.vault_micro -= taken
-        return taken
+    def undo_vault(self, account_id: str, amount_micro: int) -> None:
+        """A purchase was undone by the chain; the ledger has it already."""
+        self._accounts[account_id].undone_micro += amount_micro
 
 
 def _require_open(reservation: Reservation) -> None:

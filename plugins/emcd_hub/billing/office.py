@@ -60,7 +60,7 @@ class BillingOffice:
         """Take all accounts and live keys into memory, at start."""
         accounts, keys = await self._ledger.read(lambda con: (list_accounts(con), list_live_keys(con)))
         for account in accounts:
-            self._book.load(account.account_id, account.granted_micro, account.vault_micro)
+            self._book.load(*account.balances)
         for key in keys:
             self._keys.add(key)
 
@@ -71,7 +71,7 @@ class BillingOffice:
         with trio.fail_after(WRITE_TIMEOUT_S, shield=True):
             account = await self._ledger.write(lambda con: insert_account(con, wanted, name, at_ms))
             if self._book.find(account.account_id) is None:
-                self._book.load(account.account_id, account.granted_micro, account.vault_micro)
+                self._book.load(*account.balances)
         return account
 
     async def create_key(self, account_id: str, label: str) -> CreatedKey | NoSuch:

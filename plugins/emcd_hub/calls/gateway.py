@@ -135,11 +135,12 @@ class Gateway:
         output = request.output_bound_tokens
         if output is None:
             output = self._limits.default_output_tokens * request.choices
-        wanted = reservation_ceil(info.price, input_bound, output)
+        price = self._recorder.price_now(info)
+        wanted = reservation_ceil(price, input_bound, output)
         least = wanted
         if request.stream:
             few = min(output, self._limits.least_output_tokens * request.choices)
-            least = reservation_ceil(info.price, input_bound, few)
+            least = reservation_ceil(price, input_bound, few)
         held = self._book.reserve(account_id, wanted, least)
         if isinstance(held, Reservation):
             return held

@@ -19,10 +19,11 @@ from emcd.clock import Clock
 from emcd.ledger import Ledger
 from emcd.proto.control import CallMeta
 from emcd.proto.openai import UpstreamRequest
-from emcd.proto.params import NetworkParams
+from emcd.proto.params import ModelPrice
 from emcd.proto.records import CallStatus, Delivery, Forward, Receipt, RecordKind, request_hash
 from emcd.types import ZERO_ADDRESS, ZERO_HASH, Address
 from emcd_hub.billing.book import NO_CHARGE, AccountBook, Charge, Reservation
+from emcd_hub.in_force import InForce
 from emcd_hub.nodes.status import ModelInfo
 from emcd_hub.records.call_row import CallRow, insert_calls
 
@@ -32,7 +33,9 @@ _encode = msgspec.msgpack.Encoder().encode
 class RecordSink(Protocol):
     """Where the hashes of records go to be signed in batches."""
 
-    def add(self, kind: RecordKind, record_hash: bytes, node: Address) -> None: ...
+    def add(
+        self, kind: RecordKind, record_hash: bytes, node: Address, delivery: Delivery | None = None
+    ) -> None: ...
 
     def expect_receipt(self, receipt_hash: bytes, node: Address, finished_at_ms: int) -> None:
         """The node owes a signed batch with this receipt in it."""
@@ -48,6 +51,7 @@ class OpenCall:
     meta: bytes
     info: ModelInfo
     reservation: Reservation
+    price: ModelPrice
     settled: bool = False
 
 
@@ -67,8 +71,7 @@ class CallRecorder:
         self,
         *,
         hub: Address,
-        params: NetworkParams,
-        price_version: int,
+        in_force: InForce,
         ledger: Ledger,
         clock: Clock,
         book: AccountBook,
@@ -77,8 +80,7 @@ class CallRecorder:
         last_seq: int,
     ) -> None:
         self._hub = hub
-        self._params = params
-        self._price_version = price_version
+        self._in_force = in_force
         self._ledger = ledger
         self._clock = clock
         self._book = book
@@ -106,13 +108,18 @@ class CallRecorder:
             node,
             hash_of_request,
             info.model_hash,
-            self._price_version,
+            self._in_force.prices(now_ms).version,
             now_ms,
         )
         forward_hash = forward.struct_hash()
         self._sink.add(RecordKind.FORWARD, forward_hash, node)
         meta = _encode(CallMeta(forward, request.endpoint.value, request.model, request.stream))
-        return OpenCall(forward, forward_hash, meta, info, held)
+        price = self._in_force.price(info.model_hash, now_ms)
+        return OpenCall(forward, forward_hash, meta, info, held, price)
+
+    def price_now(self, info: ModelInfo) -> ModelPrice:
+        """The price of a call of the model that starts now."""
+        return self._in_force.price(info.model_hash, self._clock.now_ms())
 
     def now_ms(self) -> int:
         return self._clock.now_ms()
@@ -153,7 +160,7 @@ class CallRecorder:
                 status,
                 charge.total_micro,
                 charge.vault_micro,
-                self._params.round_at(finished_at_ms),
+                self._in_force.params(finished_at_ms).round_at(finished_at_ms),
                 finished_at_ms,
             )
             delivery_hash = delivery.struct_hash()
@@ -178,14 +185,14 @@ class CallRecorder:
         except Exception:
             self._book.refund(call.reservation.account, charge)
             raise
-        self._sink.add(RecordKind.DELIVERY, delivery_hash, forward.node)
+        self._sink.add(RecordKind.DELIVERY, delivery_hash, forward.node, delivery)
         if receipt is not None:
             self._sink.expect_receipt(receipt_hash, forward.node, finished_at_ms)
         return Settled(status, charge, delivery)
 
     def cost_of(self, call: OpenCall, input_tokens: int, output_tokens: int) -> int:
         """The price of a successful call with these tokens."""
-        return charge_call_ceil(call.info.price, input_tokens, output_tokens)
+        return charge_call_ceil(call.price, input_tokens, output_tokens)
 
 
 def hash_request(request: UpstreamRequest) -> bytes:

@@ -143,20 +143,20 @@ class StreamRelay:
             return 0
         context = self._context
         bound = context.limits.output_bound(context.request, self._size)
-        return charge_call_ceil(context.call.info.price, 0, min(self.produced, bound))
+        return charge_call_ceil(context.call.price, 0, min(self.produced, bound))
 
     def _read_budget(self) -> float:
         """How many tokens the reservation pays for; without end when it covers the request's bound."""
         context = self._context
         held = context.call.reservation.amount_micro
-        price = context.call.info.price
+        price = context.call.price
         budget = affordable_output_tokens_floor(price, held, self._input_bound)
         bound = context.request.output_bound_tokens
         return math.inf if bound is not None and budget >= bound else budget
 
     def _extend(self) -> bool:
         """Reserve for more tokens. Returns: whether the account had anything left."""
-        price = self._context.call.info.price
+        price = self._context.call.price
         wanted = charge_call_ceil(price, self._input_bound, self.produced + _MORE_TOKENS)
         self._book.extend(self._context.call.reservation, wanted)
         self._budget = self._read_budget()

@@ -46,7 +46,8 @@ class NodeBoard:
     """All nodes with a live tunnel."""
 
     def __init__(self, online_window_ms: int) -> None:
-        self._window_ms = online_window_ms
+        self.window_ms = online_window_ms
+        """How old a status may be; it changes with the network's parameters."""
         self._entries: dict[Address, NodeEntry] = {}
         self._serving: dict[_Key, list[NodeEntry]] = {}
         self._last_seen_ms: dict[_Key, int] = {}
@@ -85,11 +86,11 @@ class NodeBoard:
 
     def expire(self, now_ms: int) -> list[NodeEntry]:
         """Take nodes whose status is too old out of routing. Returns: those that went now."""
-        gone = [e for e in self._entries.values() if e.models and e.seen_at_ms < now_ms - self._window_ms]
+        gone = [e for e in self._entries.values() if e.models and e.seen_at_ms < now_ms - self.window_ms]
         for entry in gone:
             self._set_models(entry, {})
         for key, seen in list(self._last_seen_ms.items()):
-            if seen < now_ms - self._window_ms and not self._serving.get(key):
+            if seen < now_ms - self.window_ms and not self._serving.get(key):
                 del self._last_seen_ms[key]
         return gone
 
@@ -121,7 +122,7 @@ class NodeBoard:
         return {name: list(infos.values()) for name, infos in sorted(found.items())}
 
     def is_online(self, entry: NodeEntry, now_ms: int) -> bool:
-        return entry.status is not None and entry.seen_at_ms >= now_ms - self._window_ms
+        return entry.status is not None and entry.seen_at_ms >= now_ms - self.window_ms
 
     def take(self, entry: NodeEntry) -> None:
         """A call goes to the node."""

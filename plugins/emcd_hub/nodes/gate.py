@@ -21,8 +21,8 @@ from emcd.ledger import Connection, Ledger
 from emcd.proto.bundle import StatusEntry
 from emcd.proto.control import BatchMessage, Control, NoticeMessage, StatusMessage, decode_control, encode
 from emcd.proto.eip712 import Domain
-from emcd.proto.params import NetworkParams, PriceTable
 from emcd.types import Address
+from emcd_hub.in_force import InForce
 from emcd_hub.metrics import NODES_ONLINE, count_node_fault
 from emcd_hub.nodes.board import NodeBoard, NodeEntry
 from emcd_hub.nodes.link import NodeLink
@@ -37,6 +37,8 @@ FAULT_REFILL_S = 10.0
 MESSAGES_PER_S = 50.0
 MESSAGE_BURST = 200.0
 SEND_TIMEOUT_S = 15.0
+PACE_MS = 15_000
+"""A model change of a node every so often, until `expire` has looked up the status interval."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -49,8 +51,7 @@ class NodeGate:
         *,
         hub: Address,
         domain: Domain,
-        params: NetworkParams,
-        prices: PriceTable,
+        in_force: InForce,
         manifests: Mapping[str, frozenset[bytes]],
         board: NodeBoard,
         desk: ReceiptDesk,
@@ -62,8 +63,7 @@ class NodeGate:
         """`manifests`: for a model name that stands there, the only manifest hashes it is served by."""
         self._hub = hub
         self._domain = domain
-        self._params = params
-        self._prices = prices
+        self._in_force = in_force
         self._manifests = manifests
         self._board = board
         self._desk = desk
@@ -74,7 +74,7 @@ class NodeGate:
         self._outboxes: dict[Address, trio.MemorySendChannel[bytes]] = {}
         self._scopes: dict[Address, trio.CancelScope] = {}
         self._persisted: tuple[int, set[Address]] = (-1, set())
-        self._pace = ModelPace(params.status_interval_ms // 4)
+        self._pace = ModelPace(PACE_MS)
 
     async def serve(self, link: NodeLink) -> None:
         """Live with a tunnel until it ends. Cancellation: the node is gone."""
@@ -114,6 +114,9 @@ class NodeGate:
     def expire(self) -> None:
         """Take nodes out whose status is too old. Called about once a second."""
         now_ms = self._clock.now_ms()
+        params = self._in_force.params(now_ms)
+        self._board.window_ms = params.online_window_ms
+        self._pace.every_ms = params.status_interval_ms // 4
         self._pace.forget(now_ms)
         for entry in self._board.expire(now_ms):
             self._changed(entry.address, online=False)
@@ -167,7 +170,7 @@ class NodeGate:
             now_ms=now_ms,
             last_sequence=entry.sequence,
         )
-        models = entry.manifests = require_models(message, entry.manifests, self._prices)
+        models = entry.manifests = require_models(message, entry.manifests)
         fresh = not self._board.is_online(entry, now_ms)
         served = [info for info in models.values() if self._is_served(info)]
         if any(i.name not in entry.models for i in served) and not self._pace.take(entry.address, now_ms):
@@ -187,7 +190,7 @@ class NodeGate:
 
     async def _persist(self, now_ms: int, entry: StatusEntry) -> None:
         """Keep a node's first status of the round: it is the evidence that the node was online."""
-        index = self._params.round_at(now_ms)
+        index = self._in_force.params(now_ms).round_at(now_ms)
         node = entry.status.node
         if self._persisted[0] != index:
             self._persisted = (index, set())

@@ -22,7 +22,7 @@ class ModelPace:
     """One change every `every_ms`, and a burst of them, for every node."""
 
     def __init__(self, every_ms: int) -> None:
-        self._every_ms = max(1, every_ms)
+        self.every_ms = every_ms
         self._left: dict[Address, _Left] = {}
 
     def take(self, node: Address, now_ms: int) -> bool:
@@ -42,4 +42,4 @@ class ModelPace:
     def _changes(self, left: _Left | None, now_ms: int) -> float:
         if left is None:
             return BURST
-        return min(BURST, left.changes + max(0, now_ms - left.at_ms) / self._every_ms)
+        return min(BURST, left.changes + max(0, now_ms - left.at_ms) / max(1, self.every_ms))

@@ -40,7 +40,8 @@ class NodeRegistry:
         self, fetch: Fetch, *, minimum_wei: int, listed: Collection[Address], only_listed: bool
     ) -> None:
         self._fetch = fetch
-        self._minimum_wei = minimum_wei
+        self.minimum_wei = minimum_wei
+        """The least stake of a compute node; it changes with the network's parameters."""
         self._listed = frozenset(listed)
         self._only_listed = only_listed
         self._known: dict[Address, Registered] = {}
@@ -88,4 +89,4 @@ class NodeRegistry:
 
     def _is_staked(self, node: Address) -> bool:
         row = self._known.get(node)
-        return row is not None and row.role is ParticipantRole.COMPUTE and row.stake_wei >= self._minimum_wei
+        return row is not None and row.role is ParticipantRole.COMPUTE and row.stake_wei >= self.minimum_wei

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from emcd.accounting.price import price_of
 from emcd.errors import RemoteProtocolError
 from emcd.inference.manifest import EmbeddingManifest, decode_manifest
 from emcd.proto.address import hex_hash
@@ -14,7 +13,7 @@ from emcd.proto.eip712 import Domain
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import NodeStatus
 from emcd.proto.openai import Endpoint
-from emcd.proto.params import MAX_CLOCK_SKEW_MS, ModelPrice, PriceTable
+from emcd.proto.params import MAX_CLOCK_SKEW_MS
 from emcd.proto.signing import require_signer
 from emcd.types import Address
 
@@ -32,10 +31,9 @@ class ModelInfo:
     name: str
     endpoints: frozenset[Endpoint]
     max_input_tokens: int | None
-    price: ModelPrice
 
 
-def read_manifest(data: bytes, prices: PriceTable) -> ModelInfo:
+def read_manifest(data: bytes) -> ModelInfo:
     """What a manifest's canonical JSON says. Raises: RemoteProtocolError EMC-1610."""
     manifest = decode_manifest(data)
     model_hash = keccak(data)
@@ -44,7 +42,7 @@ def read_manifest(data: bytes, prices: PriceTable) -> ModelInfo:
         limit: int | None = manifest.max_tokens
     else:
         endpoints, limit = frozenset(Endpoint), None
-    return ModelInfo(model_hash, manifest.name, endpoints, limit, price_of(prices, model_hash))
+    return ModelInfo(model_hash, manifest.name, endpoints, limit)
 
 
 def require_status(
@@ -87,9 +85,7 @@ def _require_bounds(status: NodeStatus) -> None:
         raise RemoteProtocolError("EMC-1723", "a number is negative or too large")
 
 
-def require_models(
-    message: StatusMessage, known: Mapping[bytes, ModelInfo], prices: PriceTable
-) -> dict[bytes, ModelInfo]:
+def require_models(message: StatusMessage, known: Mapping[bytes, ModelInfo]) -> dict[bytes, ModelInfo]:
     """The models of a heartbeat; a manifest that was given before need not be given again.
 
     Raises: RemoteProtocolError EMC-1724 (a hash without its manifest), EMC-1610 (no manifest).
@@ -107,6 +103,6 @@ def require_models(
         if info is None:
             if model_hash not in given:
                 raise RemoteProtocolError("EMC-1724", f"the manifest of {hex_hash(model_hash)} is missing")
-            info = read_manifest(given[model_hash], prices)
+            info = read_manifest(given[model_hash])
         models[model_hash] = info
     return models
