@@ -75,7 +75,7 @@ def check_port(where: str, listen: Listen, running: bool) -> Finding:
 def check_chain(prepared: Prepared) -> Finding:
     """That the chain answers, is the right one, and agrees with this machine's clock."""
     try:
-        chain_id, head_s = trio.run(_ask_chain, prepared)
+        chain_id, head_s, faults = trio.run(_ask_chain, prepared)
     except EmcdError as exc:
         return Finding("chain", Verdict.BAD, exc.detail, exc.remedy)
     except trio.TooSlowError:
@@ -86,10 +86,14 @@ def check_chain(prepared: Prepared) -> Finding:
     detail = f"chain {chain_id}, newest block {-ahead_s:.0f} s old"
     if ahead_s > MAX_CLOCK_LAG_S:
         return Finding("chain", Verdict.BAD, detail, "this machine's clock is behind: run an NTP client")
+    if faults:
+        return Finding("chain", Verdict.WARNING, f"{detail}; {'; '.join(faults)}", "check [chain] rpc_urls")
     return Finding("chain", Verdict.GOOD if ahead_s > -600 else Verdict.WARNING, detail)
 
 
-async def _ask_chain(prepared: Prepared) -> tuple[int, int]:
+async def _ask_chain(prepared: Prepared) -> tuple[int, int, list[str]]:
+    """Chain id, the newest block's time, and what is wrong with single addresses."""
+    from emcd.chain import JsonRpc
     from emcd.daemon.life import make_chain
 
     chain = make_chain(prepared)
@@ -97,4 +101,6 @@ async def _ask_chain(prepared: Prepared) -> tuple[int, int]:
     with trio.fail_after(CHAIN_TIMEOUT_S):
         await chain.require_chain()
         head = await chain.head()
-    return chain.deployment.chain_id, head.timestamp_s
+    endpoints = chain.rpc.list_endpoints() if isinstance(chain.rpc, JsonRpc) else []
+    faults = [endpoint.last_error for endpoint in endpoints if endpoint.last_error]
+    return chain.deployment.chain_id, head.timestamp_s, faults

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ import click
 
 from emcd.chain import Chain, ChainConfig
 from emcd.command import CommandContext
+from emcd.config import ChainConfig as Settings
 from emcd.config import Config
 from emcd.errors import ConfigError
 from emcd.proto.network import Deployment, decode_deployment
@@ -40,12 +41,20 @@ class Network:
     rpc_urls: tuple[str, ...]
     confirmations: int
     hub_url: str
+    chain: Settings = field(default_factory=Settings)
+    """What the configuration says of the chain beside the addresses: agreement and fee ceilings."""
 
     def open_chain(self) -> Chain:
         """The chain's client. Raises: ConfigError EMC-2131 without an RPC URL."""
         if not self.rpc_urls:
             raise ConfigError("EMC-2131", "no JSON-RPC address is known")
-        return Chain(ChainConfig(self.rpc_urls, confirmations=self.confirmations), self.deployment)
+        settings = replace(
+            self.chain,
+            rpc_urls=self.rpc_urls,
+            confirmations=self.confirmations,
+            agree=min(self.chain.agree, len(self.rpc_urls)),
+        )
+        return Chain(ChainConfig.from_settings(settings), self.deployment)
 
     def require_hub(self) -> str:
         """The hub's base URL. Raises: ConfigError EMC-2132 when none is known."""
@@ -94,6 +103,7 @@ def resolve_network(context: CommandContext, given: NetworkOptions) -> Network:
         deployment=deployment,
         rpc_urls=(given.rpc,) if given.rpc else known.rpc_urls,
         confirmations=known.confirmations,
+        chain=known.chain,
         hub_url=(given.hub or known.hub).rstrip("/"),
     )
 
@@ -104,6 +114,7 @@ class _Known:
     rpc_urls: tuple[str, ...] = ()
     confirmations: int = 2
     hub: str = ""
+    chain: Settings = field(default_factory=Settings)
 
 
 def _from_config(config: Config) -> _Known:
@@ -112,6 +123,7 @@ def _from_config(config: Config) -> _Known:
         deployment=config.network.deployment,
         rpc_urls=config.chain.rpc_urls,
         confirmations=config.chain.confirmations,
+        chain=config.chain,
         hub=next((url for url in hubs if url.startswith("http")), ""),
     )
 

@@ -6,23 +6,32 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import msgspec
 import trio
 
 from emcd.net.http_client import request
 
-FAULTS = ("stall", "cut", "reset", "garbage", "status", "other_id", "empty", "lost", "slow")
+FAULTS = ("stall", "cut", "half", "reset", "garbage", "status", "other_id", "empty", "lost", "slow")
+NEVER_S = 1e6
+"""Tests that move the clock must not time the proxy itself out."""
+Rewrite = Callable[[list[Any], Any], Any]
 
 
 class FaultyNode:
-    """`choose(method)` names the fault of each request, or "" to behave."""
+    """`choose(method)` names the fault of each request, or "" to behave; `rewrites` lie by method.
+
+    A rewrite takes parameters and true result, and returns what is told instead.
+    """
 
     def __init__(self, upstream: str, choose: Callable[[str], str]) -> None:
         self.upstream = upstream
         self.choose = choose
         self.url = ""
         self.faults: list[str] = []
+        self.rewrites: dict[str, Rewrite] = {}
+        self.asked: list[str] = []
 
     async def handle(self, stream: trio.SocketStream) -> None:
         try:
@@ -34,6 +43,7 @@ class FaultyNode:
 
     async def _answer(self, stream: trio.SocketStream, body: bytes) -> None:
         asked = msgspec.json.decode(body)
+        self.asked.append(asked["method"])
         fault = self.choose(asked["method"])
         if fault:
             self.faults.append(fault)
@@ -42,24 +52,42 @@ class FaultyNode:
         if fault in ("reset", "stall"):
             return
         if fault == "lost":  # acted on, and the answer never arrives
-            await request("POST", self.upstream, body=body, headers={"content-type": "application/json"})
+            await self._ask(body)
             return
         if fault == "slow":
             await trio.sleep(0.3)
         if fault == "other_id":
             body = msgspec.json.encode(asked | {"id": asked["id"] + 1})
-        answer = (
-            await request("POST", self.upstream, body=body, headers={"content-type": "application/json"})
-        ).body
+        answer = await self._ask(body)
+        if asked["method"] in self.rewrites:
+            answer = self._rewrite(asked, answer)
         answer = {"garbage": b"<html>busy</html>", "empty": b"{}"}.get(fault, answer)
         status = "503 Busy" if fault == "status" else "200 OK"
         sent = b"busy" if fault == "status" else answer
         length = len(sent) + (50 if fault == "cut" else 0)
-        await stream.send_all(f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode() + sent)
+        whole = f"HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n".encode() + sent
+        if fault == "half":
+            await stream.send_all(whole[: len(whole) - len(sent) // 2])
+            await trio.sleep(30)
+            return
+        await stream.send_all(whole)
+
+    async def _ask(self, body: bytes) -> bytes:
+        headers = {"content-type": "application/json"}
+        answer = await request("POST", self.upstream, body=body, headers=headers, timeout_s=NEVER_S)
+        return answer.body
+
+    def _rewrite(self, asked: dict[str, Any], answer: bytes) -> bytes:
+        told = msgspec.json.decode(answer)
+        if "result" in told:
+            told["result"] = self.rewrites[asked["method"]](asked["params"], told["result"])
+        return msgspec.json.encode(told)
 
 
 @asynccontextmanager
-async def faulty_node(upstream: str, choose: Callable[[str], str]) -> AsyncIterator[FaultyNode]:
+async def faulty_node(
+    upstream: str, choose: Callable[[str], str] = lambda method: ""
+) -> AsyncIterator[FaultyNode]:
     node = FaultyNode(upstream, choose)
     async with trio.open_nursery() as nursery:
         serve = partial(trio.serve_tcp, node.handle, 0, host="127.0.0.1")

@@ -1,4 +1,4 @@
-"""The four contracts on an embedded chain in this process, through our own proxies."""
+"""The five contracts on an embedded chain in this process, through our own proxies."""
 
 from __future__ import annotations
 
