@@ -70,7 +70,7 @@ async def test_setup_network_on_another_chain_is_refused(ledger: Ledger) -> None
     from emcd.proto.network import Deployment
 
     address = make_key("contract").address
-    deployment = Deployment(5, address, address, address, address, 1, devnet_params(GENESIS_S))
+    deployment = Deployment(5, *[address] * 5, 1, devnet_params(GENESIS_S))
     role = Devchain(DevchainConfig())
     assert role.health().state is HealthState.STARTING
     with pytest.raises(ConfigError) as caught:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emcd.accounting.eligibility import minimum_stake_wei
-from emcd.accounting.weights import COMPUTE_MULTIPLIERS_BPS
+from emcd.accounting.offence import SLASH_BPS, OffenceKind
 from emcd.money import WEI_PER_TOKEN, encode_wei
 from emcd.proto.params import devnet_params
 from emcd.types import ParticipantRole
@@ -28,8 +28,15 @@ def test_roster_stakes_reach_the_roles_minimum_and_can_be_paid() -> None:
         assert stake_wei <= member.holding_wei
 
 
+def test_roster_hub_has_something_to_lose() -> None:
+    stake_wei = roster.HUB.stake_token * WEI_PER_TOKEN
+    assert stake_wei * SLASH_BPS[OffenceKind.DOUBLE_SEAL] // 10_000 > 0
+    assert encode_wei(stake_wei) >= PARAMS.hub_minimum_wei
+    assert stake_wei <= roster.HUB.holding_wei
+
+
 def test_roster_locks_are_those_of_the_contract() -> None:
-    days = {days for days, _ in COMPUTE_MULTIPLIERS_BPS}
+    days = {days for days, _ in PARAMS.compute_locks}
 
     assert all(node.lock_days in days for node in roster.NODES)
     assert all(validator.lock_days == 360 for validator in roster.VALIDATORS)

@@ -245,7 +245,7 @@ async def test_wait_until_open_waits_for_the_first_round(
     jumping_clock: Any, monkeypatch: pytest.MonkeyPatch, ahead_s: int, lines: list[str]
 ) -> None:
     genesis_s = 1_800_000_000
-    deployment = Deployment(1, NODE, NODE, NODE, NODE, 0, devnet_params(genesis_s))
+    deployment = Deployment(1, *[NODE] * 5, 0, devnet_params(genesis_s))
     monkeypatch.setattr(watch_module.time, "time", lambda: genesis_s - ahead_s)
     said: list[str] = []
     began = trio.current_time()
