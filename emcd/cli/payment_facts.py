@@ -147,7 +147,7 @@ async def _find_filed(chain: Chain, call_id: bytes, began: int) -> tuple[Address
     async def ask(validator: Address, endpoint: str) -> None:
         for number in (began, began + 1):
             try:
-                url = f"{endpoint.rstrip('/')}/omissions/{number}"
+                url = f"{endpoint.rstrip('/')}/omissions/{number}?from={format_call_id(call_id)}"
                 answer = await request("GET", url, timeout_s=ASK_S, max_bytes=16 << 20)
                 if answer.status == 200 and format_call_id(call_id) in answer.body.decode("utf-8", "replace"):
                     found.append(validator)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from emcd.ledger import Migration
 from emcd_hub.billing.schema import PAYOUTS
-from emcd_hub.rounds.schema import ARCHIVE
+from emcd_hub.rounds.schema import ARCHIVE, LISTED
 
 _BILLING = Migration(
     1,
@@ -219,4 +219,4 @@ _ROUNDS = Migration(
     """,
 )
 
-MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS, PAYOUTS, ARCHIVE)
+MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS, PAYOUTS, ARCHIVE, LISTED)

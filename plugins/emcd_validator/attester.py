@@ -100,11 +100,13 @@ class Attester:
             oldest = max(0, newest - validator.params_now().void_after_rounds)
             for stale in [index for index in self.decisions if index < oldest]:
                 del self.decisions[stale]
-            try:
-                for index in range(oldest, newest + 1):
+            for index in range(oldest, newest + 1):
+                try:
                     await self.decide(index)
-            except RecoverableError as exc:
-                validator.log.warning("attestation delayed", code=exc.code, detail=exc.detail)
+                except RecoverableError as exc:
+                    validator.log.warning(
+                        "attestation delayed", round=index, code=exc.code, detail=exc.detail
+                    )
             await trio.sleep(validator.poll_s)
 
     async def decide(self, round_index: int) -> Decision:

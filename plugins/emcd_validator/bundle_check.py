@@ -159,7 +159,9 @@ def _call_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
         name = f"own probe {format_call_id(call.call_id)}"
         entry = facts.calls.get(call.call_id)
         if entry is None:
-            yield Refusal("EMC-1823", f"{name} is missing")
+            # Without a receipt nobody can tell a hub that hides the call from a node that withholds its batch.
+            if call.receipt is not None:
+                yield Refusal("EMC-1823", f"{name} is missing")
         elif entry.forward.request_hash != call.request_hash:
             yield Refusal("EMC-1823", f"{name} stands there with another request")
         elif entry.delivery.body_hash != call.body_hash:

@@ -6,9 +6,10 @@ change, so they are asked for once.
 
 from __future__ import annotations
 
-from emcd.chain import ActiveRoot, Chain
+from emcd.chain import ActiveRoot, Chain, RpcRefused
+from emcd.errors import RecoverableError
 from emcd.proto.messages import Offence
-from emcd.types import Address
+from emcd.types import ZERO_ADDRESS, Address, ParticipantRole
 from emcd_validator.queries.offences import OffenceState
 
 _KEPT_EPOCHS = 8
@@ -35,6 +36,17 @@ class OffenceChain:
                 self._members[epoch] = known
         return known
 
+    async def fetch_frozen(self, epoch: int) -> frozenset[Address]:
+        """The validators of an epoch, under the keys that are theirs in it for good.
+
+        Raises: RecoverableError EMC-1806 before the chain is in the epoch: until then a key that
+        waits may be cancelled.
+        """
+        members = await self.fetch_members(epoch)
+        if epoch not in self._members:
+            raise RecoverableError("EMC-1806", f"the set of epoch {epoch} is not on the chain yet")
+        return members
+
     async def fetch_endpoints(self, epoch: int) -> dict[Address, str]:
         """Where the validators of an epoch serve now."""
         head = await self._chain.confirmed_head()
@@ -43,8 +55,29 @@ class OffenceChain:
         pairs = zip(members, found, strict=True)
         return {entry.node: item.endpoint for entry, item in pairs if item is not None and item.endpoint}
 
-    async def is_same_account(self, key: Address, other: Address) -> bool:
-        """Whether two keys are of one participant, which changed its key between them."""
+    async def is_hub_key(self, key: Address, hub: Address, round_index: int) -> bool:
+        """Whether a key was the hub's in force in the snapshot of a round; `hub` is any key of the hub.
+
+        A key that the account had in other rounds, or that was cancelled before it was in force,
+        is no key of this round.
+        Raises: RecoverableError EMC-1842 too, where no endpoint has the state of the snapshot any more.
+        """
+        if not await self._is_same_account(key, hub):
+            return False
+        params = self._chain.deployment.params
+        snapshot = await self._chain.block_at(params.round_start_ms(round_index) // 1000)
+        try:
+            found = await self._chain.staking.find_participant(key, at=snapshot)
+        except RpcRefused as exc:
+            what = f"the state of block {snapshot.number}, round {round_index}: {exc.detail}"
+            raise RecoverableError("EMC-1842", what) from exc
+        if found is None or found.role is not ParticipantRole.HUB:
+            return False
+        is_next = found.next_node != ZERO_ADDRESS and found.next_from_epoch <= params.epoch_of(round_index)
+        return key == (found.next_node if is_next else found.node)
+
+    async def _is_same_account(self, key: Address, other: Address) -> bool:
+        """Whether two keys are of one participant, whether or not they were ever in force."""
         if key == other:
             return True
         head = await self._chain.confirmed_head()

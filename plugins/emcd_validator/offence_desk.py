@@ -1,8 +1,9 @@
 """Where offences are judged and kept: found here, told by peers, brought by anybody.
 
 Invariants: nothing is kept that `check_offence` did not prove with what this validator knows by
-itself; a strike convicts only when this validator signed its bundle and a root that covers it is
-active, so that nobody can void it any more; the store is bounded, and the first proof stays.
+itself; who is accused held its role in the very round under the very key that signed; a strike
+convicts only when this validator signed its bundle and a root that covers it is active, so that
+nobody can void it any more; the store is bounded, and the first proof stays.
 """
 
 from __future__ import annotations
@@ -50,12 +51,14 @@ class OffenceDesk:
     def __init__(self, validator: Validator, chain: OffenceChain) -> None:
         self._validator = validator
         self._chain = chain
+        self._told: set[bytes] = set()
+        """Own evidence that led to nothing when it was last judged; told once."""
 
     async def take(self, proof: Proof) -> Kept:
         """Judge a proof, whoever brought it, and keep what it proves.
 
         Raises: RemoteProtocolError EMC-1980 to 1985 (it proves nothing here), RecoverableError (the
-        chain is away, so who had a say is not known).
+        chain is away or not there yet, so who had a say is not known).
         """
         validator = self._validator
         claimed = offence_of(proof)
@@ -78,18 +81,29 @@ class OffenceDesk:
     async def collect(self) -> int:
         """Look through what this validator has seen itself. Returns: how many offences are new.
 
+        What can't be judged now waits for the next look and holds up nothing else.
         Raises: RecoverableError (the chain is away).
         """
         found: list[Proof] = [*await self._list_double_seals(), *await self._list_double_roots()]
         found += await self._list_strikes()
         known = await self.list_known()
-        fresh = [proof for proof in found if bytes(evidence_hash(offence_of(proof))) not in known]
-        count = 0
-        for proof in fresh:
+        fresh = {bytes(evidence_hash(offence_of(proof))): proof for proof in found}
+        count, failed = 0, set()
+        for identity, proof in fresh.items():
+            if identity in known:
+                continue
             try:
                 count += await self.take(proof) is Kept.NEW
-            except RemoteProtocolError as exc:
-                self._validator.log.warning("own evidence proves nothing", code=exc.code, detail=exc.detail)
+            except (RemoteProtocolError, RecoverableError) as exc:
+                failed.add(identity)
+                if identity not in self._told:
+                    waits = isinstance(exc, RecoverableError)
+                    self._validator.log.warning(
+                        "own evidence waits" if waits else "own evidence proves nothing",
+                        code=exc.code,
+                        detail=exc.detail,
+                    )
+        self._told = failed
         return count
 
     async def list_known(self) -> set[bytes]:
@@ -102,7 +116,7 @@ class OffenceDesk:
         validator = self._validator
         offence = check_offence(terms, proof)
         if isinstance(proof, DoubleSeal):
-            await self._require_hub(offence.offender)
+            await self._require_hub(offence.offender, offence.round)
         identity = bytes(evidence_hash(offence))
         write = partial(
             insert_offence,
@@ -125,18 +139,17 @@ class OffenceDesk:
             )
         return kept
 
-    async def _require_hub(self, accused: Address) -> None:
-        """The network's hub, or an earlier key of it; asked of the chain when all else is proven."""
-        if not await self._chain.is_same_account(accused, self._validator.hub):
-            raise RemoteProtocolError("EMC-1983", f"{accused} is not this network's hub")
+    async def _require_hub(self, accused: Address, round_index: int) -> None:
+        """The key of the network's hub in that round; asked of the chain when all else is proven."""
+        if not await self._chain.is_hub_key(accused, self._validator.hub, round_index):
+            raise RemoteProtocolError(
+                "EMC-1983", f"{accused} is not the key of this network's hub in round {round_index}"
+            )
 
     async def _members(self, proof: Proof, round_index: int) -> frozenset[Address]:
         if not isinstance(proof, DoubleAttestation):
             return frozenset()
-        members = await self._chain.fetch_members(self._validator.params.epoch_of(round_index))
-        if not members:
-            raise RecoverableError("EMC-1806", f"the set of round {round_index} is not on the chain yet")
-        return members
+        return await self._chain.fetch_frozen(self._validator.params.epoch_of(round_index))
 
     async def _list_double_seals(self) -> list[Proof]:
         validator = self._validator

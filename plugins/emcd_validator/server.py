@@ -21,7 +21,7 @@ from emcd.accounting.receipt import check_receipt
 from emcd.errors import RemoteProtocolError
 from emcd.net.ratelimit import FailureLimiter
 from emcd.proto.messages import BundleSeal
-from emcd.proto.records import parse_call_id
+from emcd.proto.records import format_call_id, parse_call_id
 from emcd.services import Health
 from emcd_validator.attester import Attester
 from emcd_validator.base import Waiting
@@ -48,6 +48,7 @@ from emcd_validator.queries.items import (
 from emcd_validator.queries.rounds import find_probe_of_call
 from emcd_validator.signatory import find_own
 from emcd_validator.statement import (
+    MAX_VOTES,
     read_filing,
     write_commitment,
     write_evidence,
@@ -60,6 +61,8 @@ from emcd_validator.statement import (
 from emcd_validator.validator import Validator
 
 MAX_OMISSION_BYTES = 64 << 10
+OMISSIONS_PER_PAGE = 128
+"""What a page holds of filed calls; each may bring a whole batch of its own, about 18 kB."""
 
 _Page = Callable[[int], Awaitable[Any]]
 
@@ -88,11 +91,11 @@ class Pages:
             "votes": self._votes,
             "rounds": self._round,
             "seals": self._seals,
-            "omissions": self._omissions,
         }
         routes = [Route(f"/{name}/{{round}}", partial(self._serve, page)) for name, page in pages.items()]
         routes += [
             Route("/attestations/{round}", self._attestation),
+            Route("/omissions/{round}", self._omissions),
             Route("/evidence/{call_id}", self._evidence),
             Route("/omissions", self._file_omission, methods=["POST"]),
             Route("/healthz", self._healthz),
@@ -117,7 +120,8 @@ class Pages:
         if not self._is_over(index):
             return None
         items = await validator.read(lambda con: list_items(con, validator.address, index, Kind.VOTE))
-        return write_votes(read_vote_item(item) for item in items if item.author in validator.keys)
+        own = [item for item in items if item.author in validator.keys]
+        return write_votes(read_vote_item(item) for item in own[:MAX_VOTES])
 
     async def _round(self, index: int) -> Any:
         """Everything held of a round, whoever signed it: so that nobody can serve some and not others."""
@@ -137,12 +141,28 @@ class Pages:
         seals = [write_seal(BundleSeal(validator.hub, index, row.bundle_hash), row.seal) for row in rows]
         return {"seals": seals} if seals else None
 
-    async def _omissions(self, index: int) -> Any:
-        """The nodes' batches that were filed, for the hub to prove these calls in bundle `index`."""
+    async def _omissions(self, request: Request) -> Response:
+        """The nodes' batches that were filed, for the hub to prove these calls in the round's bundle.
+
+        A page has the calls from the call id `from` on; `next` is where the page after it begins.
+        """
         validator = self._validator
+        index = read_index(request)
+        if index is None:
+            return reply(404, {"reason": "nothing here"})
+        try:
+            asked = request.query_params.get("from")
+            start = b"" if asked is None else parse_call_id(asked)
+        except RemoteProtocolError as exc:
+            return fault(exc)
         first = index - validator.params_now().carry_rounds
-        filed = await validator.read(lambda con: list_filed(con, validator.address, first, index))
-        return {"omissions": await trio.to_thread.run_sync(write_omissions, filed)}
+        me, most = validator.address, OMISSIONS_PER_PAGE
+        filed = await validator.read(lambda con: list_filed(con, me, first, index, start, most + 1))
+        bodies = [body for _, body in filed[:most]]
+        page: dict[str, Any] = {"omissions": await trio.to_thread.run_sync(write_omissions, bodies)}
+        if len(filed) > most:
+            page["next"] = format_call_id(filed[most][0])
+        return reply(200, page)
 
     async def _attestation(self, request: Request) -> Response:
         index = read_index(request)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from emcd.accounting.audit import audit_bundle
@@ -13,10 +15,17 @@ from emcd.errors import FatalError, RecoverableError
 from emcd.ledger import Connection, sign_once
 from emcd.proto.bundle import CallEntry
 from emcd.proto.bundle_codec import decode_bundle
+from emcd.proto.parameter_schedule import ParameterSchedule, ParameterVersion
+from emcd.proto.parameters import ParameterSet
 from emcd.proto.records import RecordKind
+from emcd_hub.billing.queries import vault_account
+from emcd_hub.records.batch_row import find_batch, find_batch_id
 from emcd_hub.records.unsigned import find_unsigned
 from emcd_hub.rounds import closer as closer_module
 from emcd_hub.rounds import settle_input
+from emcd_hub.rounds.bundle_row import Base
+from emcd_hub.rounds.chain_row import Bought, credit_deposit, undo_above
+from emcd_hub.rounds.view import fetch_view
 from tests.support.hub_ledger import NODES, FilledHub, filled_hub
 from tests.support.hub_world import HUB_KEY
 
@@ -99,6 +108,49 @@ async def test_stranger_that_signs_a_receipt_takes_no_time_from_its_node(hub: Fi
 
     assert await calls_of(hub, 0) == {}
     assert await hub.count("hub_carried_calls") == 1
+
+
+async def test_stranger_that_signs_a_receipt_late_does_not_hide_its_nodes_late_batch(hub: FilledHub) -> None:
+    (call,) = await hub.add_calls(0, 1, batched=False)
+    receipt, at_ms = await hub.receipt_hash(call), hub.params.round_start_ms(0)
+    await hub.add_batch(NODES[1], RecordKind.RECEIPT, [b"\7" * 32, receipt], at_ms + 200_000, late=True)
+    await hub.add_batch(NODES[0], RecordKind.RECEIPT, [receipt], at_ms + 300_000, late=True)
+
+    place = (NODES[0].address, RecordKind.RECEIPT, receipt, at_ms)
+    found = await hub.ledger.read(lambda con: find_batch(con, *place))
+    assert found is not None
+    assert found[0].batch.signer == NODES[0].address
+    assert await hub.ledger.read(lambda con: find_batch_id(con, *place)) is not None
+
+
+async def test_purchase_undone_before_its_bundle_and_seen_after_it_is_listed_once(hub: FilledHub) -> None:
+    bought = Bought(0, vault_account(hub.accounts[0]), "0x" + "11" * 20, 10, 5, 7, b"\1" * 32)
+    await hub.ledger.write(lambda con: credit_deposit(con, bought, 0, 1))
+    await hub.ledger.write(lambda con: undo_above(con, 6, 2))
+    await hub.publish(await hub.close(0))
+    for index, again in ((2, 3), (4, 5)):  # undone again once it was listed, and seen again
+        await hub.ledger.write(partial(credit_deposit, item=bought, index=index, at_ms=again))
+        for number in (index - 1, index):
+            await hub.publish(await hub.close(number))
+        await hub.ledger.write(lambda con: undo_above(con, 6, 9))
+
+    listed = [decode_bundle(await hub.read_bundle(index)).deposits for index in range(5)]
+    assert [len(entries) for entries in listed] == [0, 0, 1, 0, 0]
+
+
+async def test_call_of_many_hours_goes_by_the_prices_of_its_beginning(hub: FilledHub) -> None:
+    old, params = hub.chain.deployment.prices, hub.params
+    new = msgspec.structs.replace(old, version=old.version + 1)
+    changed = 100 * params.epoch_rounds
+    first = ParameterVersion(1, 0, ParameterSet(params, old))
+    second = ParameterVersion(2, 100, ParameterSet(params, new))
+    hub.closer._parameters.schedule = ParameterSchedule((first, second))  # type: ignore[misc]
+    hub.set_round(changed + 602)
+    view = await fetch_view(hub.chain, changed + 600, params)  # type: ignore[arg-type]
+
+    facts = hub.closer._facts(view, Base())
+
+    assert facts.prices_from == (0, changed), "a call of ten hours began before the new prices"
 
 
 async def test_consolidated_batch_takes_the_place_of_small_ones(hub: FilledHub) -> None:

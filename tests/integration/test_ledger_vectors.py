@@ -170,7 +170,7 @@ async def test_archive_of_a_first_format_round_keeps_its_bytes(tmp_path: Path) -
 
     async with filled_hub(tmp_path, deployment=deployment) as hub:
         before = [await hub.read_bundle(index) for index in closed]
-        hub.set_round(closed[-1] + 40)
+        await hub.pass_to(closed[-1] + 40)
         while await hub.archivist.step():
             pass
         after = [await hub.read_bundle(index) for index in closed]

@@ -28,6 +28,7 @@ from emcd_hub.rounds.chain_row import (
     credit_deposit,
     insert_deposit_movement,
     list_deposits,
+    mark_listed,
     undo_above,
 )
 from tests.support.payout_ledger import open_tables
@@ -142,6 +143,7 @@ class StatementMachine(RuleBasedStateMachine):
             entries = list_deposits(self.con, index)
             assert not {entry.index for entry in entries} & self.listed, "a purchase is listed twice"
             self.listed |= {entry.index for entry in entries}
+            mark_listed(self.con, index, (), [entry.index for entry in entries])
             self.con.execute(
                 "INSERT INTO hub_bundles VALUES (?, zeroblob(32), -1, zeroblob(32), zeroblob(32), zeroblob(32),"
                 " x'', x'', 0, x'', 0)",

@@ -265,6 +265,8 @@ class FakeChain:
         self.used_evidence: set[bytes] = set()
         self.accounts: dict[Address, Address] = {}
         """First keys of those that changed theirs."""
+        self.in_force: dict[Address, list[tuple[int, Address]]] = {}
+        """By account: from which block on which key is in force."""
         self.stakes: dict[Address, int] = {}
         """Of who is asked for one by one; VALIDATOR_WEI for those that stand nowhere."""
         self.config = self
@@ -359,9 +361,12 @@ class FakeChain:
         await trio.lowlevel.checkpoint()
         stake_wei = self.stakes.get(node, VALIDATOR_WEI)
         account, endpoint = self.accounts.get(node, node), self.endpoints.get(node, "")
+        keys = [key for block, key in self.in_force.get(account, []) if at is None or block <= at.number]
         return SimpleNamespace(
-            stake_wei=stake_wei, pending_wei=0, unbonding_wei=0, account=account, endpoint=endpoint
-        )
+            stake_wei=stake_wei, pending_wei=0, unbonding_wei=0, account=account, endpoint=endpoint,
+            role=ParticipantRole.HUB if account == self.accounts.get(HUB.address, HUB.address) else None,
+            node=keys[-1] if keys else account, next_node=ZERO_ADDRESS, next_from_epoch=0,
+        )  # fmt: skip
 
     async def find_tip_round(self, *, at: BlockRef | None = None) -> Round | None:
         await trio.lowlevel.checkpoint()

@@ -339,7 +339,7 @@ async def test_why_unpaid_of_a_call_in_no_bundle_asks_the_validators(
     call_id = id_of(7, 99)
 
     async def ask(_: str, url: str, **__: Any) -> Response:
-        assert url in (f"http://validator/omissions/{n}" for n in (7, 8))
+        assert url in (f"http://validator/omissions/{n}?from={format_call_id(call_id)}" for n in (7, 8))
         body = json.dumps({"omissions": [{"call_id": format_call_id(call_id)}] if files else []})
         return Response(200, {}, body.encode(), url)
 

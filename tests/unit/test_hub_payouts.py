@@ -21,7 +21,7 @@ from emcd.proto.settler_report import ReportKind, SettlerReport
 from emcd.testing import make_key
 from emcd_hub import schema as hub_schema
 from emcd_hub.billing.queries import insert_account, list_accounts, vault_account
-from emcd_hub.rounds.chain_row import Bought, credit_deposit, list_deposits, undo_above
+from emcd_hub.rounds.chain_row import Bought, credit_deposit, list_deposits, mark_listed, undo_above
 from emcd_hub.rounds.extraction_row import (
     MAX_OPEN,
     Asked,
@@ -237,6 +237,7 @@ def test_purchase_undone_after_its_bundle_is_not_listed_again(world: PayoutLedge
     assert credit_deposit(world.con, bought(0, 1), 4, 1) == "acct_a"
     assert [entry.index for entry in list_deposits(world.con, 4)] == [0]
     world.close(4)
+    mark_listed(world.con, 4, (), [0])
     assert [item.credits_micro for item in undo_above(world.con, 0, 2)] == [700]
     assert list_deposits(world.con, 4) == []
     assert credit_deposit(world.con, bought(0, 2), 6, 3) == "acct_a"

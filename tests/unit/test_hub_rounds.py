@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -242,6 +243,22 @@ def test_page_of_many_keeps_the_good_ones() -> None:
     for wrong in nonsense:
         with pytest.raises(RemoteProtocolError):
             read_round_page(wrong, terms())
+
+
+def vote_of(name: str, call: int) -> dict[str, Any]:
+    vote = Vote(make_key(name).address, 3, call.to_bytes(16, "big"), bytes(32), int(Verdict.FAIL), 0)
+    return {"vote": to_json(vote), "signature": "0x" + make_key(name).sign(DOMAIN, vote).hex()}
+
+
+def test_votes_are_bounded_by_author_and_not_by_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emcd_hub.rounds.statement.MAX_VOTES", 2)
+    two = replace(terms(), powers={make_key(name).address: 5 for name in ("judge", "peer")})
+    page = {"votes": [vote_of("judge", n) for n in range(3)] + [vote_of("peer", 0)]}
+    found = read_round_page(page, two)
+    assert [entry.vote.validator for entry in found.votes].count(make_key("judge").address) == 2
+    assert (len(found.votes), found.refused) == (3, 1)
+    with pytest.raises(RemoteProtocolError):
+        read_round_page({"votes": [{}] * 5}, two)
 
 
 def reveal_page(name: str, seed: bytes = b"s", **changes: Any) -> dict[str, Any]:

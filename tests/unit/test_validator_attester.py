@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from emcd.accounting.round_close import Evidence
 from emcd.chain import Deposit, PublicationState
+from emcd.errors import RecoverableError
 from emcd.ledger import Ledger
 from emcd.money import encode_wei
 from emcd.proto.bundle import DepositEntry
@@ -330,6 +332,31 @@ async def live_through(parts: Parts, hub: FakeHub, index: int) -> None:
     set_clock(hub, params.round_end_ms(index))
     await reveal_round(parts.validator, index)
     await take_statements(hub, parts.validator, index)
+
+
+async def test_attest_round_that_cannot_be_read_hides_no_newer_one(
+    parts: Parts, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    newest = trio.Event()
+
+    async def decide(index: int) -> None:
+        await trio.lowlevel.checkpoint()
+        seen.add(index)
+        if index == last:
+            newest.set()
+        if index == last - 3:
+            raise RecoverableError("EMC-1503", "missing trie node")
+
+    set_clock(hub, parts.validator.params.round_start_ms(20))
+    last = parts.validator.current_round() - 2
+    monkeypatch.setattr(parts.attester, "decide", decide)
+    with trio.fail_after(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.attester.run)
+            await newest.wait()
+            nursery.cancel_scope.cancel()
+    assert {last - 3, last - 2, last - 1, last} <= seen
 
 
 def drop_probes(index: int, evidence: Evidence) -> Evidence:

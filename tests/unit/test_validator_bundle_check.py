@@ -180,6 +180,16 @@ def test_bundle_without_an_own_probe_is_refused() -> None:
     assert "is missing" in refusal_of(without, struck={})
 
 
+def test_bundle_without_an_own_probe_that_has_no_receipt_is_signed() -> None:
+    """Its node withheld the batch, for which no honest hub can answer."""
+    call = KNOWLEDGE.own_calls[0]
+    bare = [replace(call, receipt=None)]
+    without = WORLD.close(calls=[c for c in WORLD.calls if c.forward.call_id != call.call_id])
+    assert refusal_of(without, struck={}, own_calls=bare) == ""
+    wrong = [replace(call, receipt=None, body_hash=keccak(b"x"))]
+    assert "another answer" in refusal_of(own_calls=wrong)
+
+
 def test_bundle_with_another_request_or_answer_of_an_own_probe_is_refused() -> None:
     call = KNOWLEDGE.own_calls[0]
     assert "another request" in refusal_of(own_calls=[replace(call, request_hash=keccak(b"x"))])

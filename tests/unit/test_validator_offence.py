@@ -23,7 +23,7 @@ from emcd.accounting.offence import (
     offence_of,
     write_proof,
 )
-from emcd.chain import ActiveRoot
+from emcd.chain import ActiveRoot, BlockRef, RpcRefused
 from emcd.errors import LocalProtocolError, RecoverableError, RemoteProtocolError
 from emcd.keys import SigningKey
 from emcd.ledger import Ledger, sign_once
@@ -34,8 +34,9 @@ from emcd.proto.messages import BundleSeal, RoundRoot, Slash
 from emcd.proto.signing import recover
 from emcd.services import Health, HealthState
 from emcd.testing import make_key, temporary_ledger
-from emcd.types import Hash, Round, Wei
+from emcd.types import Address, Hash, Round, Wei
 from emcd_validator.base import GENESIS
+from emcd_validator.offence_exchange import FETCHERS, MAX_FETCHED, UNPROVEN
 from emcd_validator.offence_page import MAX_PROOF_BYTES, OffencePages
 from emcd_validator.page import FAILURES
 from emcd_validator.queries.bundles import insert_settled
@@ -53,6 +54,7 @@ INDEX = 5
 A, B, C = keccak(b"a"), keccak(b"b"), keccak(b"c")
 LIAR = make_key("validator-3")
 READY = Health(HealthState.READY)
+EMPTY: dict[str, Any] = {"offences": []}
 
 
 class Peers:
@@ -62,11 +64,20 @@ class Peers:
         self.apps: dict[str, Any] = {}
         self.edit: dict[tuple[str, str], Callable[[Any], Any]] = {}
         self.asked: list[str] = []
+        self.stalled = ""
+        """Pages whose path begins so take a minute and are not there."""
+        self.at_once = self.most_at_once = 0
 
     async def find_page(self, endpoint: str, what: str, key: int | bytes | None) -> Any:
         name = endpoint.rsplit("/", 1)[1]
         tail = "" if key is None else f"/{'0x' + key.hex() if isinstance(key, bytes) else key}"
         self.asked.append(f"{name}/{what}{tail}")
+        if self.stalled and self.asked[-1].startswith(self.stalled):
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            await trio.sleep(60)
+            self.at_once -= 1
+            return None
         if name not in self.apps:
             raise RecoverableError("EMC-1301", name)
         status, page = await ask_app(self.apps[name], f"/{what}{tail}")
@@ -118,6 +129,11 @@ class Net:
     def seal(self, bundle: bytes, index: int = INDEX) -> SignedSeal:
         content = BundleSeal(HUB.address, index, bundle)
         return SignedSeal(content, HUB.sign(self.hub.deployment.staking_domain, content))
+
+    def double_seal(self, key: SigningKey, index: int) -> DoubleSeal:
+        domain = self.hub.deployment.staking_domain
+        seals = [BundleSeal(key.address, index, bundle) for bundle in (A, B)]
+        return DoubleSeal(*(SignedSeal(item, key.sign(domain, item)) for item in seals))
 
     def root(self, bundle: bytes, key: SigningKey = LIAR, index: int = INDEX) -> SignedRoot:
         content = RoundRoot(index, bundle, A, 1)
@@ -254,6 +270,73 @@ async def test_peer_cannot_convict_a_node_here(net: Net) -> None:
     assert not [path for path in net.peers.asked if "/offences/0x" in path]
 
 
+async def test_key_that_the_hub_named_and_cancelled_proves_nothing_against_it(net: Net) -> None:
+    leaked = make_key("leaked next key")
+    net.hub.chain.accounts[leaked.address] = HUB.address
+    for index in (0, INDEX - 1, INDEX):
+        body = msgspec.json.encode(write_proof(net.double_seal(leaked, index)))
+        status, page = await ask_app(net.peers.apps[NAMES[0]], "/offences", body)
+        assert (status, page["code"]) == (400, "EMC-1983")
+    assert await net.kinds() == []
+
+
+async def test_attestations_are_not_judged_before_the_chain_is_in_their_epoch(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, chain, desk = net.hub.deployment.params, net.hub.chain, net.first.offences.desk
+    index = params.epoch_rounds
+    set_clock(net.hub, params.round_start_ms(index))
+    head = await chain.head()
+    proof = DoubleAttestation(LIAR.address, net.root(A, index=index), net.root(B, index=index))
+
+    async def before() -> BlockRef:
+        return replace(head, timestamp_s=params.round_start_ms(index) // 1000 - 1)
+
+    monkeypatch.setattr(chain, "confirmed_head", before)
+    with pytest.raises(RecoverableError) as caught:
+        await desk.take(proof)
+    assert caught.value.code == "EMC-1806"
+    assert await net.kinds() == []
+    monkeypatch.undo()
+    assert await desk.take(proof) is Kept.NEW
+
+
+@pytest.mark.parametrize("case", ["not served", "another deed", "proves nothing"])
+async def test_peer_that_lists_invented_hashes_is_not_heard_for_a_while(net: Net, case: str) -> None:
+    invented = ["0x" + keccak(b"%d" % n).hex() for n in range(MAX_FETCHED)]
+    proofs = {
+        "not served": None,
+        "another deed": write_proof(net.double_seal(HUB, INDEX)),
+        "proves nothing": write_proof(DoubleSeal(net.seal(A), net.seal(A))),
+    }
+    listed = [{"hash": item, "kind": 1, "round": INDEX} for item in invented]
+    net.peers.edit[NAMES[2], "offences"] = lambda page: proofs[case] if page is None else {"offences": listed}
+    exchange = net.first.offences.exchange
+    await exchange.step()
+    asked = [path for path in net.peers.asked if path.startswith(f"{NAMES[2]}/offences/")]
+    assert UNPROVEN <= len(asked) < UNPROVEN + FETCHERS
+    net.peers.asked.clear()
+    await net.seen(NAMES[1], A, B)
+    await net.parts[NAMES[1]].offences.desk.collect()
+    await exchange.step()
+    assert not [path for path in net.peers.asked if path.startswith(f"{NAMES[2]}/offences")]
+    assert await net.kinds() == [("DOUBLE_SEAL", HUB.address, "open")]  # who is honest is heard
+
+
+async def test_peer_that_stalls_each_proof_holds_a_look_no_longer_than_its_deadline(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [{"hash": "0x" + keccak(b"%d" % n).hex(), "kind": 1, "round": INDEX} for n in range(MAX_FETCHED)]
+    net.peers.edit[NAMES[2], "offences"] = lambda page: {"offences": listed} if page == EMPTY else page
+    net.peers.stalled = f"{NAMES[2]}/offences/"
+    exchange = net.first.offences.exchange
+    assert exchange._patience_s <= net.hub.deployment.params.round_s / 4
+    monkeypatch.setattr(exchange, "_patience_s", 0.5)
+    with trio.fail_after(5):
+        await exchange.step()
+    assert net.peers.most_at_once == FETCHERS
+
+
 # ------------------------------------------------------------------ what is one
 
 
@@ -276,17 +359,42 @@ async def test_second_seal_is_found_proven_and_ordered_once(net: Net) -> None:
     assert (await ask_app(net.peers.apps[NAMES[1]], "/offences", body))[1]["state"] == "known"
 
 
-async def test_second_seal_by_an_earlier_key_of_the_hub_is_one_too(net: Net) -> None:
-    old = make_key("the hub's first key")
-    seals = [BundleSeal(old.address, INDEX, bundle) for bundle in (A, B)]
-    proof = DoubleSeal(
-        *(SignedSeal(item, old.sign(net.hub.deployment.staking_domain, item)) for item in seals)
-    )
-    with pytest.raises(RemoteProtocolError) as caught:
-        await net.first.offences.desk.take(proof)
-    assert caught.value.code == "EMC-1983"
-    net.hub.chain.accounts[HUB.address] = old.address
-    assert await net.first.offences.desk.take(proof) is Kept.NEW
+async def test_second_seal_convicts_only_the_hubs_key_in_force_in_its_round(net: Net) -> None:
+    old, chain, desk = make_key("the hub's first key"), net.hub.chain, net.first.offences.desk
+    start_s = net.hub.deployment.params.round_start_ms(INDEX + 1) // 1000
+    chain.accounts[HUB.address] = old.address
+    block = (await chain.block_at(start_s)).number
+    chain.in_force[old.address] = [(0, old.address), (block, HUB.address)]
+    for key, index in ((old, INDEX + 1), (HUB, INDEX)):
+        with pytest.raises(RemoteProtocolError) as caught:
+            await desk.take(net.double_seal(key, index))
+        assert caught.value.code == "EMC-1983"
+    assert await net.kinds() == []
+    assert await desk.take(net.double_seal(old, INDEX)) is Kept.NEW
+    assert await desk.take(net.double_seal(HUB, INDEX + 1)) is Kept.NEW
+
+
+async def test_second_seal_of_a_round_that_cannot_be_read_waits_and_holds_up_no_other(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await net.seen(NAMES[0], A, B)
+    await net.seen(NAMES[0], A, B, index=INDEX - 1)
+    chain, desk = net.hub.chain, net.first.offences.desk
+    lost = await chain.block_at(net.hub.deployment.params.round_start_ms(INDEX - 1) // 1000)
+    find_participant = chain.find_participant
+
+    async def find(node: Address, *, at: BlockRef | None = None) -> Any:
+        if at == lost:
+            raise RpcRefused("eth_call", -32000, "missing trie node")
+        return await find_participant(node, at=at)
+
+    monkeypatch.setattr(chain, "find_participant", find)
+    assert await desk.collect() == 1
+    body = msgspec.json.encode(write_proof(net.double_seal(HUB, INDEX - 1)))
+    status, page = await ask_app(net.peers.apps[NAMES[0]], "/offences", body)
+    assert (status, page["code"]) == (503, "EMC-1842")
+    monkeypatch.undo()
+    assert await desk.collect() == 1
 
 
 async def test_offence_reaches_every_validator_by_exchange(net: Net) -> None:

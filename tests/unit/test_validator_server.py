@@ -16,12 +16,13 @@ from emcd.proto.messages import RoundRoot
 from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root, format_call_id
 from emcd.services import Health, HealthState
 from emcd.testing import make_key, temporary_ledger
-from emcd_hub.rounds.statement import read_omission_page
+from emcd_hub.rounds import statement as hub_statement
+from emcd_hub.rounds.statement import read_next_page, read_omission_page
 from emcd_validator.offence_page import OffencePages
-from emcd_validator.queries.items import MAX_OMISSIONS_PER_NODE
+from emcd_validator.queries.items import MAX_OMISSIONS, MAX_OMISSIONS_PER_NODE
 from emcd_validator.revealer import reveal_round
 from emcd_validator.role import SPEC
-from emcd_validator.server import MAX_OMISSION_BYTES, Pages
+from emcd_validator.server import MAX_OMISSION_BYTES, OMISSIONS_PER_PAGE, Pages
 from emcd_validator.statement import (
     read_commitment,
     read_evidence,
@@ -73,8 +74,11 @@ async def ask(parts: Parts, path: str, body: bytes | None = None) -> tuple[int, 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope: dict[str, Any] = {"type": "http", "method": "GET" if body is None else "POST", "path": path, "headers": [],
-             "query_string": b"", "root_path": ""}  # fmt: skip
+    page, _, query = path.partition("?")
+    scope: dict[str, Any] = {
+        "type": "http", "method": "GET" if body is None else "POST", "path": page, "headers": [],
+        "query_string": query.encode(), "root_path": "",
+    }  # fmt: skip
     await app(scope, receive, send)
     return sent[0]["status"], msgspec.json.decode(b"".join(m.get("body", b"") for m in sent[1:]) or b"null")
 
@@ -266,6 +270,41 @@ async def test_filed_batches_are_served_to_the_hub_as_long_as_they_can_be_carrie
     receipt = read_receipt(body)
     assert receipt.receipt_proof is not None
     assert (filed.call_id, filed.batch) == (receipt.forward.call_id, receipt.receipt_proof.batch)
+
+
+async def test_filed_calls_are_served_in_pages(
+    parts: Parts, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emcd_validator.server.OMISSIONS_PER_PAGE", 2)
+    set_clock(hub, hub.deployment.params.round_end_ms(0))
+    bodies = [omission(hub, hub.now_ms()) for _ in range(5)]
+    for body in bodies:
+        await ask(parts, "/omissions", body)
+    path = f"/omissions/{hub.deployment.params.round_at(hub.now_ms())}"
+    seen, query, counts = [], "", []
+    while True:
+        _, page = await ask(parts, path + query)
+        filed = read_omission_page(page)
+        seen += [item.call_id for item in filed]
+        counts.append(len(filed))
+        following = read_next_page(page)
+        if following is None:
+            break
+        query = f"?from={format_call_id(following)}"
+    assert counts == [2, 2, 1]
+    assert seen == sorted(read_receipt(body).forward.call_id for body in bodies)
+    assert (await ask(parts, path + "?from=x"))[0] == 400
+
+
+async def test_full_page_of_filed_batches_is_within_what_the_hub_reads(parts: Parts, hub: FakeHub) -> None:
+    assert OMISSIONS_PER_PAGE == hub_statement.OMISSIONS_PER_PAGE
+    assert MAX_OMISSIONS <= hub_statement.MAX_OMISSIONS
+    set_clock(hub, hub.deployment.params.round_end_ms(0))
+    receipt, hashes = shared_omission(hub, 255)
+    await ask(parts, "/omissions", msgspec.json.encode({"receipt": receipt, "record_hashes": hashes}))
+    _, page = await ask(parts, f"/omissions/{parts.validator.current_round()}")
+    full = {"omissions": page["omissions"] * OMISSIONS_PER_PAGE, "next": page["omissions"][0]["call_id"]}
+    assert len(msgspec.json.encode(full)) < hub_statement.OMISSION_PAGE_BYTES
 
 
 async def test_omissions_of_one_node_are_bounded(

@@ -97,7 +97,7 @@ def find_batch(
         (signer, kind, made_at_ms - LOOK_BEFORE_MS, made_at_ms + LATE_AFTER_MS * 2, record_hash),
     ).fetchall()
     row += con.execute(
-        f"SELECT {_COLUMNS} FROM hub_batches WHERE batch_id ="
+        f"SELECT {_COLUMNS} FROM hub_batches WHERE batch_id IN"
         " (SELECT batch_id FROM hub_late_records WHERE record_hash = ?) AND signer = ? AND kind = ?",
         (record_hash, signer, kind),
     ).fetchall()
@@ -119,7 +119,7 @@ def find_batch_id(
         (*place, *window, record_hash),
     ).fetchall()
     rows += con.execute(
-        "SELECT batch_id, record_hashes FROM hub_batches WHERE batch_id ="
+        "SELECT batch_id, record_hashes FROM hub_batches WHERE batch_id IN"
         " (SELECT batch_id FROM hub_late_records WHERE record_hash = ?) AND signer = ? AND kind = ?",
         (record_hash, *place),
     ).fetchall()
@@ -154,10 +154,15 @@ def iter_receipt_hashes(
     """Row, signer and joined record hashes of every batch of receipts that came between two times."""
     cursor = con.cursor()
     cursor.row_factory = None
+    times = (since_ms, until_ms)
+    first = cursor.execute(
+        "SELECT min(batch_id) FROM hub_batches WHERE received_at_ms BETWEEN ? AND ?", times
+    ).fetchone()[0]
+    # by number from the first on: a million look-ups by way of the index take five times as long
     yield from cursor.execute(
-        "SELECT batch_id, signer, record_hashes FROM hub_batches WHERE received_at_ms BETWEEN ? AND ?"
-        " AND kind = ?",
-        (since_ms, until_ms, RecordKind.RECEIPT),
+        "SELECT batch_id, signer, record_hashes FROM hub_batches NOT INDEXED"
+        " WHERE batch_id >= ? AND received_at_ms BETWEEN ? AND ? AND kind = ?",
+        (first, *times, RecordKind.RECEIPT),
     )
 
 

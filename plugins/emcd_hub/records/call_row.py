@@ -154,6 +154,13 @@ def find_times(con: Connection, since_ms: int) -> tuple[int, int]:
     return (0, -1) if row[0] is None else (row[0], row[1])
 
 
+def find_first_finish(con: Connection, since_ms: int) -> int | None:
+    """When the first call ended at or after a time."""
+    row = con.execute("SELECT min(finished_at_ms) FROM hub_calls WHERE finished_at_ms >= ?", (since_ms,))
+    first_ms: int | None = row.fetchone()[0]
+    return first_ms
+
+
 def list_receipts_between(con: Connection, from_ms: int, to_ms: int) -> list[ReceiptKey]:
     """The receipts of calls that finished at or after one time and before another."""
     rows = _plain(con).execute(

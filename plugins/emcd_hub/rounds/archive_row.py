@@ -31,6 +31,11 @@ def find_next_closed(con: Connection, after: int) -> int | None:
     return None if found is None else int(found)
 
 
+def find_last_closed(con: Connection) -> int:
+    """The newest closed round; -1 for none."""
+    return int(con.execute("SELECT coalesce(max(round), -1) FROM hub_bundles").fetchone()[0])
+
+
 def insert_archived(con: Connection, file: BundleFile, archived: Archived, now_ms: int) -> None:
     """A round is archived from now on: its calls may be deleted, its bundle is the packed one."""
     con.execute(

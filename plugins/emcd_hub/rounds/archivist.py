@@ -3,6 +3,7 @@
 A round at a time, oldest first: pack the bundle and list its owners, say so in the ledger, then
 delete its calls and batches in small transactions with pauses between them. Invariants: a call is
 deleted only when it stands in a bundle whose packed bytes were read back and have the sealed hash;
+a batch goes only when no call is left that a bundle not archived yet may hold and that it may prove;
 what an account was charged stays (hub_usage); a crash at any point is gone on from.
 """
 
@@ -23,13 +24,14 @@ from emcd.proto.params import NetworkParams
 from emcd.services import ParametersInForce
 from emcd_hub.metrics import ARCHIVED_ROUND
 from emcd_hub.records.batch_row import delete_batches
-from emcd_hub.records.call_row import delete_calls, list_owners
+from emcd_hub.records.call_row import delete_calls, find_first_finish, list_owners
 from emcd_hub.rounds.archive import archive_bundle, iter_portions, read_ids
 from emcd_hub.rounds.archive_row import (
     delete_results,
     delete_statements,
     drop_totals,
     find_archive_state,
+    find_last_closed,
     find_next_closed,
     insert_archived,
     insert_lost,
@@ -41,7 +43,7 @@ from emcd_hub.rounds.bundle_folder import BundleFolder
 from emcd_hub.rounds.bundle_row import BundleFacts, BundleFile, find_bundle_file, find_facts, list_facts
 from emcd_hub.rounds.chain_row import list_publications
 from emcd_hub.rounds.old_bundle import is_old, list_old_call_ids
-from emcd_hub.rounds.retention import Retention, is_archivable, longest
+from emcd_hub.rounds.retention import Retention, is_archivable, longest, open_round
 from emcd_hub.rounds.state import cover_rounds, find_tips, latest_publications
 
 DELETED_AT_ONCE = 256
@@ -143,9 +145,9 @@ class Archivist:
 
     async def _find_due(self, after: int) -> tuple[BundleFacts, BundleFile | None] | None:
         """The oldest closed round that is not archived, when it may be."""
-        current = self._params.round_at(self._clock.now_ms())
+        clock_round = self._params.round_at(self._clock.now_ms())
         now_s = self._clock.now_ms() // 1000
-        rules = longest(version.parameters.params for version in self._parameters.schedule.versions)
+        rules = self._longest()
         reach = 4 * (rules.void_after_rounds + rules.carry_rounds) + 64
 
         def read(con: Connection) -> tuple[BundleFacts, BundleFile | None] | None:
@@ -156,6 +158,7 @@ class Archivist:
             publications = latest_publications(list_publications(con, index))
             payer = {**cover_rounds(near, publications), **publications}.get(index)
             is_paid = payer is not None and not payer.is_void and payer.active_at_s <= now_s
+            current = open_round(clock_round, find_last_closed(con))
             if not is_archivable(index, current, rules, is_paid=is_paid):
                 return None
             facts = find_facts(con, index)
@@ -175,11 +178,25 @@ class Archivist:
                 seqs = [seq for _, seq, _ in rows[start : start + DELETED_AT_ONCE]]
                 deleted += await self._ledger.write(partial(delete_calls, call_seqs=seqs))
                 await trio.sleep(PAUSE_S)
-        before_ms = self._params.round_start_ms(index) - BATCH_MARGIN_MS
+        before_ms = await self._find_batches_end_ms(index)
         await self._repeat(lambda con: delete_batches(con, before_ms, DELETED_AT_ONCE))
         await self._ledger.write(lambda con: set_emptied(con, index))
         ARCHIVED_ROUND.set(index)
         self._log.info("round archived", round=index, calls=deleted)
+
+    async def _find_batches_end_ms(self, index: int) -> int:
+        """Before which time batches may go: before the calls of later rounds, and before those left of earlier ones.
+
+        A bundle after this one may hold a call of the `carry_rounds` before it; what is left of rounds
+        older than that stands in no bundle, and keeps nothing.
+        """
+        start_ms = self._params.round_start_ms
+        since_ms = start_ms(index + 1 - self._longest().carry_rounds)
+        first_ms = await self._ledger.read(lambda con: find_first_finish(con, since_ms))
+        return min(start_ms(index), start_ms(index) if first_ms is None else first_ms) - BATCH_MARGIN_MS
+
+    def _longest(self) -> NetworkParams:
+        return longest(version.parameters.params for version in self._parameters.schedule.versions)
 
     def _read_ids(self, file: BundleFile) -> bytes:
         with self._folder.opened(file) as data:

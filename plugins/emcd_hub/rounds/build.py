@@ -34,11 +34,12 @@ class CloseOrder:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished bundle, and the calls that wait for a later one: (call_seq, round, reason)."""
+    """A finished bundle, the calls that wait for a later one (call_seq, round, reason), the purchases it lists."""
 
     closed: ClosedRound
     file: LedgerFile
     waiting: tuple[tuple[int, int, str], ...]
+    deposits: tuple[int, ...] = ()
 
 
 def build_bundle(con: Connection, order: CloseOrder, progress: Progress | None = None) -> Built:
@@ -54,7 +55,7 @@ def build_bundle(con: Connection, order: CloseOrder, progress: Progress | None =
         closed = close_round(facts, found.evidence(), out, signatures_checked=True, progress=report)
         out.flush()
         file = folder.finish(path, facts.round, closed.bundle_hash)
-    return Built(closed, file, tuple(found.waiting))
+    return Built(closed, file, tuple(found.waiting), tuple(entry.index for entry in found.deposits))
 
 
 def build_from_file(ledger: Path, order: CloseOrder, progress: Progress | None = None) -> Built:

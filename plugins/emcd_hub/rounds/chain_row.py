@@ -1,11 +1,13 @@
 """What the chain says of rounds and credits: publications, claims, deposits. SQL and nothing else.
 
 A deposit's row is never deleted: one that the chain undid is marked, and stands again when it comes
-again. It is listed in the bundle of the round in which it was first credited.
+again. It is listed in the bundle of the round in which it was first credited; one that was undone
+before that bundle was closed, in that of the round in which it came again.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -145,7 +147,7 @@ def credit_deposit(con: Connection, item: Bought, index: int, at_ms: int) -> str
     that is none of ours, or of which the books can't hold more.
     """
     known = con.execute(
-        "SELECT round, undone_at_ms FROM hub_deposits WHERE deposit_index = ?", (item.index,)
+        "SELECT round, undone_at_ms, is_listed FROM hub_deposits WHERE deposit_index = ?", (item.index,)
     ).fetchone()
     if known is not None and known["undone_at_ms"] is None:
         return None
@@ -154,12 +156,13 @@ def credit_deposit(con: Connection, item: Bought, index: int, at_ms: int) -> str
     ).fetchone()
     has_room = row is not None and row["vault_micro"] + item.credits_micro <= MAX_CREDITS_MICRO
     account_id = str(row["account_id"]) if has_room else None
-    if known is not None and _is_closed(con, known["round"]):
+    is_listed = known is not None and bool(known["is_listed"])
+    if is_listed:
         index = known["round"]
     con.execute(
         "INSERT OR REPLACE INTO hub_deposits (deposit_index, vault_account, account_id, amount_wei,"
-        " credits_micro, block, tx_hash, round, at_ms, payer, undone_at_ms)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        " credits_micro, block, tx_hash, round, at_ms, payer, undone_at_ms, is_listed)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?)",
         (
             item.index,
             item.vault_account,
@@ -171,6 +174,7 @@ def credit_deposit(con: Connection, item: Bought, index: int, at_ms: int) -> str
             index,
             at_ms,
             item.payer,
+            is_listed,
         ),
     )
     return account_id
@@ -275,5 +279,9 @@ def list_deposits(con: Connection, index: int, abandoned: Iterable[int] = ()) ->
     return sorted(found, key=lambda entry: entry.index)
 
 
-def _is_closed(con: Connection, index: int) -> bool:
-    return con.execute("SELECT 1 FROM hub_bundles WHERE round = ?", (index,)).fetchone() is not None
+def mark_listed(con: Connection, index: int, abandoned: Iterable[int], listed: Iterable[int]) -> None:
+    """Remember which purchases of these rounds the bundle just closed lists: they keep their round."""
+    con.executemany(
+        "UPDATE hub_deposits SET is_listed = deposit_index IN (SELECT value FROM json_each(?)) WHERE round = ?",
+        [(json.dumps(list(listed)), number) for number in (index, *abandoned)],
+    )

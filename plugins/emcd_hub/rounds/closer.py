@@ -45,10 +45,9 @@ from emcd_hub.rounds.bundle_row import (
     list_unsealed,
     replace_carried,
 )
-from emcd_hub.rounds.chain_row import list_publications
+from emcd_hub.rounds.chain_row import list_publications, mark_listed
 from emcd_hub.rounds.evidence_row import list_attestations, list_refusals
 from emcd_hub.rounds.old_bundle import move_old_bundles
-from emcd_hub.rounds.settle_input import LONG_CALL_MS
 from emcd_hub.rounds.view import RoundView
 from emcd_hub.rounds.view_row import find_view
 
@@ -59,6 +58,8 @@ SMALL_CALLS = 20_000
 CLOSE_TIMEOUT_S = 300.0
 SLOWEST_CALLS_S = 1_000
 """The slowest closing that is waited for: on a machine with no time to spare; to begin again is slower."""
+LONGEST_CALL_MS = 86_400_000
+"""No node may be set to work longer at a call: a call goes by the prices of its beginning."""
 NICENESS = 5
 TELL_EVERY_S = 5.0
 LEFT_OUT_LOGGED = 100
@@ -112,7 +113,7 @@ class Closer:
             base, choice = await self._choose(index)
             order = CloseOrder(self._facts(view, base), choice.abandoned, self._folder.root)
             built = await self._build(order)
-            await self._keep(view, built, base)
+            await self._keep(view, built, base, choice.abandoned)
             CLOSE_SECONDS.observe(trio.current_time() - began)
         await self.seal_all()
         sealed = await self._ledger.read(lambda con: find_facts(con, index))
@@ -155,7 +156,7 @@ class Closer:
     def _facts(self, view: RoundView, base: Base) -> RoundFacts:
         deployment, schedule = self._deployment, self._parameters.schedule
         params = schedule.params_at(view.round)
-        oldest_ms = params.round_start_ms(view.round - params.carry_rounds) - LONG_CALL_MS
+        oldest_ms = params.round_start_ms(view.round - params.carry_rounds) - LONGEST_CALL_MS
         tables = schedule.tables_for(params.round_at(oldest_ms), view.round)
         return RoundFacts(
             round=view.round,
@@ -192,7 +193,7 @@ class Closer:
 
         return await self._ledger.read(read)
 
-    async def _keep(self, view: RoundView, built: Built, base: Base) -> None:
+    async def _keep(self, view: RoundView, built: Built, base: Base, abandoned: tuple[int, ...]) -> None:
         """Write the closed round and its one hash, all or nothing."""
         closed = built.closed
         index = closed.header.round
@@ -211,6 +212,7 @@ class Closer:
             if outcome is not SignOnce.CONFLICT:
                 insert_bundle(con, closed, seats, built.file, conducts, closed_at_ms)
                 replace_carried(con, built.waiting)
+                mark_listed(con, index, abandoned, built.deposits)
             return outcome
 
         if await self._ledger.write(write) is SignOnce.CONFLICT:

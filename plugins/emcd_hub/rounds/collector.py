@@ -20,6 +20,7 @@ from emcd.net.http_client import Response, request
 from emcd.net.url_guard import parse_target, require_public
 from emcd.proto.address import address_bytes
 from emcd.proto.network import Deployment
+from emcd.proto.records import format_call_id
 from emcd.services import ParametersInForce
 from emcd.types import Address
 from emcd_hub.rounds.bundle_folder import BundleFolder
@@ -33,10 +34,15 @@ from emcd_hub.rounds.omission import (
     list_lacking,
 )
 from emcd_hub.rounds.statement import (
+    MAX_OMISSIONS,
+    OMISSION_PAGE_BYTES,
+    OMISSIONS_PER_PAGE,
+    FiledReceipt,
     Statements,
     decode_page,
     read_attestation_page,
     read_commitment_page,
+    read_next_page,
     read_omission_page,
     read_refusal_page,
     read_reveal_page,
@@ -50,7 +56,13 @@ SMALL_PAGE_BYTES = 64 << 10
 LOOK_UP_S = 60.0
 UNDECIDED_CODE = "EMC-1801"
 
+PAGES_TIMEOUTS = 4
+"""How many requests' time a validator has for all of its pages."""
+SLOW_CODE = "EMC-1302"
+MAX_TOLD = 4096
+
 _Fetch = Callable[[Address], Awaitable[None]]
+_Read = Callable[[object, RoundTerms], Statements]
 
 
 class Collector:
@@ -76,6 +88,7 @@ class Collector:
         self._any_endpoint = any_endpoint
         self._log = log
         self._looked_up: tuple[int, set[bytes]] = (-1, set())
+        self._told: dict[tuple[Address, str], None] = {}
 
     async def collect_commitments(self, view: RoundView) -> None:
         """Ask the members whose plan is missing."""
@@ -111,12 +124,21 @@ class Collector:
             for node in nodes:
                 nursery.start_soon(self._guarded, fetch, node)
 
-    async def _guarded(self, fetch: _Fetch, node: Address) -> None:
-        """One validator's fault is its own."""
+    async def _guarded(self, fetch: _Fetch, node: Address, page: str = "") -> None:
+        """One validator's fault is its own. What a bundle may lack without the page is told once, aloud."""
         try:
             await fetch(node)
         except (RecoverableError, RemoteProtocolError, ConfigError) as exc:
-            self._log.debug("validator not read", validator=node, code=exc.code, detail=exc.detail[:200])
+            self._tell(node, page, exc.code, exc.detail)
+
+    def _tell(self, node: Address, page: str, code: str, detail: str) -> None:
+        is_news = bool(page) and (node, page) not in self._told
+        if is_news:
+            self._told[node, page] = None
+            while len(self._told) > MAX_TOLD:
+                del self._told[next(iter(self._told))]
+        log = self._log.warning if is_news else self._log.debug
+        log("validator not read", validator=node, page=page, code=code, detail=detail[:200])
 
     async def _fetch_commitment(self, view: RoundView, terms: RoundTerms, node: Address) -> None:
         answer = await self._get(view, node, f"/commitments/{view.round}", SMALL_PAGE_BYTES)
@@ -130,23 +152,49 @@ class Collector:
             (f"/reveals/{view.round}", MAX_PAGE_BYTES, read_reveal_page),
             (f"/votes/{view.round}", MAX_PAGE_BYTES, read_round_page),
         )
-        for path, max_bytes, read in pages:
-            answer = await self._get(view, node, path, max_bytes)
-            if answer.status == 200:
-                page = await trio.to_thread.run_sync(decode_page, answer.body)
-                await self._keep(view, node, await trio.to_thread.run_sync(read, page, terms))
+        with trio.move_on_after(PAGES_TIMEOUTS * self._timeout_s) as scope:
+            for path, max_bytes, read in pages:
+                fetch = partial(self._fetch_page, view, terms, path, max_bytes, read)
+                await self._guarded(fetch, node, path)
                 if path.startswith("/rounds/"):
                     known = await self._ledger.read(lambda con: list_known(con, view.round, "reveal"))
                     if address_bytes(node) in known:
                         return
+        if scope.cancelled_caught:
+            self._tell(node, path, SLOW_CODE, "its statements were not read in time")
+
+    async def _fetch_page(
+        self, view: RoundView, terms: RoundTerms, path: str, max_bytes: int, read: _Read, node: Address
+    ) -> None:
+        answer = await self._get(view, node, path, max_bytes)
+        if answer.status == 200:
+            page = await trio.to_thread.run_sync(decode_page, answer.body)
+            await self._keep(view, node, await trio.to_thread.run_sync(read, page, terms))
 
     async def _fetch_omissions(self, view: RoundView, node: Address) -> None:
         """Take the calls that were filed with the validator, and their nodes' batches: it looks for them."""
-        answer = await self._get(view, node, f"/omissions/{view.round}", MAX_PAGE_BYTES)
-        if answer.status != 200:
-            return
-        page = await trio.to_thread.run_sync(decode_page, answer.body)
-        filed = await trio.to_thread.run_sync(read_omission_page, page)
+        path = f"/omissions/{view.round}"
+        with trio.move_on_after(PAGES_TIMEOUTS * self._timeout_s) as scope:
+            await self._guarded(partial(self._fetch_filed, view, path), node, path)
+        if scope.cancelled_caught:
+            self._tell(node, path, SLOW_CODE, "its filed calls were not read in time")
+
+    async def _fetch_filed(self, view: RoundView, path: str, node: Address) -> None:
+        """Page after page, as many as a validator can have."""
+        place = b""
+        for _ in range(MAX_OMISSIONS // OMISSIONS_PER_PAGE + 1):
+            query = f"?from={format_call_id(place)}" if place else ""
+            answer = await self._get(view, node, path + query, OMISSION_PAGE_BYTES)
+            if answer.status != 200:
+                return
+            page = await trio.to_thread.run_sync(decode_page, answer.body)
+            await self._take_filed(view, node, await trio.to_thread.run_sync(read_omission_page, page))
+            following = read_next_page(page)
+            if following is None or following <= place:
+                return
+            place = following
+
+    async def _take_filed(self, view: RoundView, node: Address, filed: tuple[FiledReceipt, ...]) -> None:
         domain = self._deployment.staking_domain
         lacking = await self._ledger.read(lambda con: list_lacking(con, filed)) if filed else []
         batches = await trio.to_thread.run_sync(check_filed, domain, lacking)

@@ -30,15 +30,20 @@ FILED = "left out of a bundle, and filed"
 
 
 def list_lacking(con: Connection, filed: Iterable[FiledReceipt]) -> list[tuple[FiledReceipt, StoredCall]]:
-    """Those of them that are of calls of this hub whose receipt stands in no batch here."""
-    found = {}
+    """Those of them that are of calls of this hub whose receipt stands in no batch here; a batch once."""
+    found: dict[tuple[bytes, bytes], tuple[FiledReceipt, StoredCall]] = {}
     for item in filed:
         call = find_call(con, item.call_id)
-        if call is None or call.receipt is None or not _is_of(item, call):
+        if call is None or call.receipt is None:
             continue
         forward, record_hash = call.forward, call.delivery.receipt_hash
-        if find_batch(con, forward.node, RecordKind.RECEIPT, record_hash, forward.started_at_ms) is None:
-            found[item.call_id] = (item, call)
+        key = (item.batch.root, item.signature)
+        if key in found and record_hash in found[key][0].record_hashes:
+            continue
+        if find_batch(con, forward.node, RecordKind.RECEIPT, record_hash, forward.started_at_ms) is not None:
+            continue
+        if _is_of(item, call):
+            found[key] = (item, call)
     return list(found.values())
 
 

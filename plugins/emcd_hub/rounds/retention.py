@@ -37,6 +37,11 @@ def longest(versions: Iterable[NetworkParams]) -> NetworkParams:
     )
 
 
+def open_round(clock_round: int, last_closed: int) -> int:
+    """The round to reckon with: while closing is behind the clock, calls wait for bundles still to come."""
+    return min(clock_round, last_closed + CLOSE_ROUNDS)
+
+
 def is_archivable(index: int, current: int, params: NetworkParams, *, is_paid: bool) -> bool:
     """Whether nothing but a receipt will ever be asked of the calls in a round's bundle.
 
@@ -46,7 +51,7 @@ def is_archivable(index: int, current: int, params: NetworkParams, *, is_paid: b
     which the same holds.
 
     Args:
-        current: the open round.
+        current: the open round, as `open_round` reckons.
         is_paid: an active root covers the round.
     """
     age = current - index - CLOSE_ROUNDS - params.carry_rounds

@@ -58,7 +58,7 @@ _HUB_KINDS = (RecordKind.FORWARD, RecordKind.DELIVERY)
 
 
 class SettleInput:
-    """Evidence of a round; once its calls were read, `waiting` has (call_seq, round, reason)."""
+    """Evidence of a round, `deposits` the purchases in it; `waiting` has (call_seq, round, reason) of the calls read."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class SettleInput:
         self._scanned_since_ms = {
             number: params.round_start_ms(number) - LONG_CALL_MS for number in self._scanned
         }
+        self.deposits = list_deposits(con, index, self._rounds)
         self._pick = ReceiptPick()
         self._single: set[int] = set()
         self.waiting: list[tuple[int, int, str]] = []
@@ -102,7 +103,7 @@ class SettleInput:
             commitments=list_commitments(con, index),
             reveals=reveals,
             votes=list_votes(con, index),
-            deposits=list_deposits(con, index, self._rounds),
+            deposits=self.deposits,
         )
 
     def _since_ms(self) -> int:

@@ -7,6 +7,7 @@ wants them. Whether a reveal opens a commitment is the store's question, the res
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -28,8 +29,14 @@ from emcd.types import Address
 
 MAX_STATEMENTS = 64
 MAX_VOTES = 4096
+"""Of one author in a round."""
 MAX_PROBES = 65_536
 MAX_OMISSIONS = 4096
+"""What a validator holds of filed calls in all."""
+OMISSIONS_PER_PAGE = 128
+"""What a validator puts on a page of them."""
+OMISSION_PAGE_BYTES = OMISSIONS_PER_PAGE * (BATCH_RECORDS * 72 + 2048)
+"""Each with a whole batch: 256 hashes in hexadecimal, the batch, its signature."""
 
 T = TypeVar("T")
 _VERDICTS = frozenset(int(verdict) for verdict in Verdict)
@@ -57,7 +64,7 @@ class Attestation:
 class _Reader:
     terms: RoundTerms
     refused: int = 0
-    seen: set[tuple[str, bytes, Address]] = field(default_factory=set)
+    voted: Counter[Address] = field(default_factory=Counter)
 
     def signed(self, struct: TypedStruct, author: Address, index: int, signature: bytes) -> None:
         if author not in self.terms.powers or index != self.terms.round:
@@ -81,6 +88,9 @@ class _Reader:
         entry = VoteEntry(from_json(Vote, table.get("vote")), _signature(table))
         if entry.vote.verdict not in _VERDICTS:
             raise RemoteProtocolError("EMC-1923", f"{entry.vote.verdict} is no verdict")
+        self.voted[entry.vote.validator] += 1
+        if self.voted[entry.vote.validator] > MAX_VOTES:
+            raise RemoteProtocolError("EMC-1751", f"more than {MAX_VOTES} votes of {entry.vote.validator}")
         self.signed(entry.vote, entry.vote.validator, entry.vote.round, entry.signature)
         return entry
 
@@ -115,6 +125,12 @@ class FiledReceipt:
     record_hashes: tuple[bytes, ...] = ()
 
 
+def read_next_page(page: object) -> bytes | None:
+    """The call id from which the next page of filed calls is; None on the last. Raises: EMC-1499."""
+    following = _object(page).get("next")
+    return None if following is None else parse_call_id(str(following))
+
+
 def read_omission_page(page: object) -> tuple[FiledReceipt, ...]:
     """`GET /omissions/{round}`; nothing in it is checked yet. Raises: RemoteProtocolError EMC-1499."""
     found = []
@@ -146,7 +162,7 @@ def read_round_page(page: object, terms: RoundTerms) -> Statements:
     return Statements(
         commitments=reader.all(reader.commitment, _list(table, "commitments", MAX_STATEMENTS)),
         reveals=reader.all(reader.reveal, _list(table, "reveals", MAX_STATEMENTS)),
-        votes=reader.all(reader.vote, _list(table, "votes", MAX_VOTES)),
+        votes=reader.all(reader.vote, _list(table, "votes", MAX_VOTES * len(terms.powers))),
         refused=reader.refused,
     )
 

@@ -192,14 +192,16 @@ def list_omissions(
     return [(row[0], Address(row[1])) for row in rows]
 
 
-def list_filed(con: Connection, instance: Address, first_round: int, last_round: int) -> list[bytes]:
-    """The receipts that were filed of calls of these rounds."""
+def list_filed(
+    con: Connection, instance: Address, first_round: int, last_round: int, from_call_id: bytes, most: int
+) -> list[tuple[bytes, bytes]]:
+    """(call id, receipt) that were filed of calls of these rounds, by call id from this one on."""
     rows = con.execute(
-        "SELECT receipt FROM validator_omissions WHERE instance = ? AND round BETWEEN ? AND ?"
-        " ORDER BY filed_at_ms LIMIT ?",
-        (instance, first_round, last_round, MAX_OMISSIONS),
+        "SELECT call_id, receipt FROM validator_omissions"
+        " WHERE instance = ? AND round BETWEEN ? AND ? AND call_id >= ? ORDER BY call_id LIMIT ?",
+        (instance, first_round, last_round, from_call_id, most),
     )
-    return [bytes(row[0]) for row in rows]
+    return [(bytes(row[0]), bytes(row[1])) for row in rows]
 
 
 def prune_items(con: Connection, instance: Address, before_round: int) -> None:
