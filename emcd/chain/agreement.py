@@ -2,8 +2,8 @@
 
 A question is comparable when its answer is a function of the chain's content at a place it names: a
 block by number or hash, logs of a range, a receipt, a state at a block. What depends on where an
-endpoint's head is (estimates, fees) is not compared; heads and next nonces are taken at the value
-that the wanted number of endpoints has reached. Answers are compared by what they say, not by how:
+endpoint's head is (fees) is not compared; heads and next nonces are taken at the value that the
+wanted number of endpoints has reached, of gas estimates the highest. Answers are compared by what they say, not by how:
 order of keys, letter case and fields that only some nodes give do not matter.
 """
 
@@ -41,6 +41,8 @@ class Comparison(StrEnum):
     """The newest block that several have."""
     LEAST = "least"
     """A number that several have reached."""
+    MOST = "most"
+    """The highest of the numbers that several give."""
     STATE_AT_HEAD = "state at head"
     """A state at "latest": asked at the agreed head instead."""
 
@@ -54,6 +56,8 @@ def compare_how(method: str, params: Sequence[Any]) -> Comparison:
             return Comparison.LEAST if len(params) < 2 or params[1] in _HEADS else Comparison.EQUAL
         case "eth_blockNumber":
             return Comparison.LEAST
+        case "eth_estimateGas":
+            return Comparison.MOST
         case "eth_getBlockByHash" | "eth_getLogs" | "eth_getTransactionReceipt" | "eth_getBlockReceipts":
             return Comparison.EQUAL
         case _ if method in _STATE_AT:
@@ -147,18 +151,19 @@ def describe_dissent(method: str, answers: Sequence[Answer]) -> str:
 
 def _block(raw: Any) -> Any:
     return [
-        int(raw["number"], 16),
+        _quantity(raw["number"]),
         raw["hash"].lower(),
         raw["parentHash"].lower(),
-        int(raw["timestamp"], 16),
+        _quantity(raw["timestamp"]),
+        _quantity(raw.get("gasLimit") or "0x0"),
         str(raw.get("logsBloom", "")).lower(),
     ]
 
 
 def _log(raw: Any) -> Any:
     return [
-        int(raw["blockNumber"], 16),
-        int(raw["logIndex"], 16),
+        _quantity(raw["blockNumber"]),
+        _quantity(raw["logIndex"]),
         raw["blockHash"].lower(),
         raw["transactionHash"].lower(),
         raw["address"].lower(),
@@ -177,9 +182,10 @@ def _receipt(raw: Any) -> Any:
     return [
         raw["transactionHash"].lower(),
         raw["blockHash"].lower(),
-        int(raw["blockNumber"], 16),
-        int(raw["status"], 16),
-        int(raw["gasUsed"], 16),
+        _quantity(raw["blockNumber"]),
+        _quantity(raw["status"]),
+        _quantity(raw["gasUsed"]),
+        _quantity(raw.get("effectiveGasPrice") or "0x0"),
         _logs(raw["logs"]),
     ]
 

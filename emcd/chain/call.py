@@ -56,33 +56,44 @@ class TxReceipt:
     """What it cost; 0 where the node does not say."""
 
 
+_PLACE_BITS, _PRICE_BITS = 63, 128
+"""More is no number of a block, no amount of gas and no price of it."""
+
+
 def parse_log(raw: Any) -> Log:
     """Raises: KeyError, TypeError, ValueError when it is no log."""
     return Log(
         address=address_from_bytes(_bytes(raw["address"], 20)),
         topics=tuple(_bytes(t, 32) for t in raw["topics"]),
         data=_bytes(raw["data"]),
-        block=int(raw["blockNumber"], 16),
+        block=_number(raw["blockNumber"]),
         block_hash=Hash(_bytes(raw["blockHash"], 32)),
         tx_hash=Hash(_bytes(raw["transactionHash"], 32)),
-        position=int(raw["logIndex"], 16),
+        position=_number(raw["logIndex"]),
     )
 
 
 def parse_receipt(raw: Any) -> TxReceipt:
     """Raises: KeyError, TypeError, ValueError when it is no receipt."""
     contract = raw.get("contractAddress")
-    gas_used = int(raw["gasUsed"], 16)
+    gas_used = _number(raw["gasUsed"])
     return TxReceipt(
         tx_hash=Hash(_bytes(raw["transactionHash"], 32)),
-        block=int(raw["blockNumber"], 16),
+        block=_number(raw["blockNumber"]),
         block_hash=Hash(_bytes(raw["blockHash"], 32)),
         succeeded=int(raw["status"], 16) == 1,
         gas_used=gas_used,
         contract=None if contract is None else address_from_bytes(_bytes(contract, 20)),
         logs=tuple(parse_log(log) for log in raw["logs"]),
-        fee_wei=gas_used * int(raw.get("effectiveGasPrice") or "0x0", 16),
+        fee_wei=gas_used * _number(raw.get("effectiveGasPrice") or "0x0", _PRICE_BITS),
     )
+
+
+def _number(value: Any, bits: int = _PLACE_BITS) -> int:
+    number = int(value, 16)
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{value:.80} is out of range")
+    return number
 
 
 def _bytes(value: Any, length: int | None = None) -> bytes:

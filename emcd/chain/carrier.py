@@ -1,7 +1,8 @@
 """Carries one transaction a step further: nonce, signature, sending, paying more, block, end.
 
 The outbox decides when; this decides what, and writes it down before it does it. Invariants: bytes are
-stored before they are sent; a replacement differs in its fees alone; nothing is signed above the fee
+stored before they are sent; a replacement differs in its fees, and in a gas limit that nodes refused;
+nothing is signed above the fee
 ceilings; final is what lies deep enough in a block that lists it, at a height where the account's nonce
 has passed it.
 """
@@ -9,17 +10,18 @@ has passed it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from emcd.chain.blocks import BlockRef, fetch_header
 from emcd.chain.call import Call, TxReceipt
+from emcd.chain.gas import fetch_gas_limit
 from emcd.chain.market import Market, fetch_market
 from emcd.chain.outbox_store import AttemptRow, OutboxRow, OutboxStore
 from emcd.chain.quantity import ask_quantity
 from emcd.chain.revert import CallReverted, Revert
-from emcd.chain.rpc import Rpc, RpcRefused, accuse
+from emcd.chain.rpc import Rpc, RpcRefused, accuse, call_elsewhere, doubt
 from emcd.chain.sender import explain_failure, find_receipt
 from emcd.chain.tx import (
     FeePolicy,
@@ -30,7 +32,6 @@ from emcd.chain.tx import (
     Watch,
     compute_bump,
     decide_watch,
-    gas_limit_ceil,
     sign_transaction,
 )
 from emcd.errors import RecoverableError
@@ -43,6 +44,8 @@ _BLOCKS_TO_WAIT = 2
 """Blocks that must have passed a transaction over before it pays more."""
 _KNOWN = ("already known", "known transaction", "already imported", "alreadyknown")
 _TOO_LOW = ("underpriced", "less than block base fee", "fee too low", "fee cap less")
+_GAS_WRONG = ("intrinsic gas", "intrinsicgas", "gas limit", "gaslimit", "floor data gas")
+_NONCE_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class _Memory:
     sent_at: float = -1e9
     lost_seen: int = 0
     is_too_low: bool = False
+    is_gas_wrong: bool = False
     problem: str = ""
 
 
@@ -109,7 +113,8 @@ class Carrier:
                 )
             receipt = await self._find_receipt(attempts)
             if receipt is not None:
-                await self._settle(row, receipt, view)
+                most = min(receipt.gas_used, row.gas) * _find_max_fee(attempts, receipt.tx_hash)
+                await self._settle(row, receipt, view, most)
                 return ""
             return await self._watch(row, attempts, view)
         except RpcRefused as exc:
@@ -120,20 +125,32 @@ class Carrier:
         gas = row.gas
         if not gas:
             try:
-                estimate = await ask_quantity(
-                    self._rpc, "eth_estimateGas", _call_of(row).params(self._address)
-                )
+                gas = await fetch_gas_limit(self._rpc, _call_of(row), self._address)
             except CallReverted as exc:
-                await self._fail(row, exc.reason, None)
-                return ""
-            gas = gas_limit_ceil(estimate)
+                return await self._fail_early(row, exc.reason, view)
         fees = await self._price(gas)
         over = await self._find_overspending(row.key, gas, fees)
         if over:
             return over
-        nonce = await ask_quantity(self._rpc, "eth_getTransactionCount", self._address, "pending")
+        nonce = await ask_quantity(
+            self._rpc, "eth_getTransactionCount", self._address, "pending", bits=_NONCE_BITS
+        )
         row = await self._store.assign(self._address, row.key, least_nonce=nonce, gas=gas)
         return await self._attempt(row, fees, view)
+
+    async def _fail_early(self, row: OutboxRow, reason: Revert, view: View) -> str:
+        """Give up what reverts in its estimate, if it does so too at the confirmed block, asked elsewhere."""
+        params = _call_of(row).params(self._address)
+        try:
+            await call_elsewhere(
+                self._rpc, "eth_call", params, hex(view.settled.number), than="eth_estimateGas"
+            )
+        except CallReverted:
+            await self._fail(row, reason, None)
+            return ""
+        what = f"eth_estimateGas says {reason.text}, the call works at block {view.settled.number}"
+        doubt(self._rpc, "eth_estimateGas", what)
+        return f"{row.key}: {what}"
 
     async def _price(self, gas: int) -> Fees:
         """Fees that would do now, under the ceilings for this gas limit."""
@@ -156,10 +173,12 @@ class Carrier:
 
     # ------------------------------------------------------------------ sending
 
-    async def _attempt(self, row: OutboxRow, fees: Fees, view: View) -> str:
-        """Sign, store, send: in this order."""
+    async def _attempt(self, row: OutboxRow, fees: Fees, view: View, gas: int = 0) -> str:
+        """Sign, store, send: in this order. `gas`, if given, is the new gas limit."""
         assert row.nonce is not None
-        tx_hash, raw = sign_transaction(self._key, self._chain_id, row.nonce, _call_of(row), row.gas, fees)
+        tx_hash, raw = sign_transaction(
+            self._key, self._chain_id, row.nonce, _call_of(row), gas or row.gas, fees
+        )
         await self._store.add_attempt(
             self._address,
             row.key,
@@ -167,6 +186,7 @@ class Carrier:
             raw=raw,
             max_fee_wei=fees.max_fee_wei,
             tip_wei=fees.tip_wei,
+            gas=gas,
         )
         memory = self._remember(row.key, view)
         memory.attempt_at, memory.attempt_block = trio.current_time(), view.head.number
@@ -174,13 +194,14 @@ class Carrier:
 
     async def _send(self, row: OutboxRow, raw: bytes, memory: _Memory) -> str:
         memory.sent_at = trio.current_time()
-        memory.is_too_low, memory.problem = False, ""
+        memory.is_too_low, memory.is_gas_wrong, memory.problem = False, False, ""
         try:
             await self._rpc.call("eth_sendRawTransaction", "0x" + raw.hex())
         except RpcRefused as exc:
             text = exc.message.lower()
             if not any(known in text for known in _KNOWN) and "nonce too low" not in text:
                 memory.is_too_low = any(words in text for words in _TOO_LOW)
+                memory.is_gas_wrong = any(words in text for words in _GAS_WRONG)
                 memory.problem = f"{row.key}: {exc.message}"
         return memory.problem
 
@@ -202,6 +223,10 @@ class Carrier:
             is_too_low=memory.is_too_low,
         )
         watch = decide_watch(waiting, fees)
+        if memory.is_gas_wrong and watch is not Watch.LOST:
+            if waiting.since_sent_s < fees.resend_after_s:
+                return memory.problem
+            return await self._change_gas(row, attempts[-1], view, memory)
         memory.lost_seen = memory.lost_seen + 1 if watch is Watch.LOST else 0
         match watch:
             case Watch.LOST if memory.lost_seen >= _LOST_AFTER:
@@ -232,6 +257,22 @@ class Carrier:
         memory.is_too_low = False  # known, and nothing can be done about it before the next try
         return _keep(memory, problem)
 
+    async def _change_gas(self, row: OutboxRow, last: AttemptRow, view: View, memory: _Memory) -> str:
+        """Sign with another gas limit under the same nonce, where a new estimate gives one."""
+        try:
+            gas = await fetch_gas_limit(self._rpc, _call_of(row), self._address)
+        except CallReverted as exc:
+            gas, memory.problem = row.gas, f"{row.key}: {exc.reason.text}"
+        problem = memory.problem
+        if gas != row.gas:
+            policy = self._policy.fees.for_gas(gas)
+            market = (await fetch_market(self._rpc, policy)).fees(policy)
+            fees = compute_bump(Fees(last.max_fee_wei, last.tip_wei), market, policy) or market
+            problem = await self._find_overspending(row.key, gas, fees)
+            if not problem:
+                return await self._attempt(row, fees, view, gas)
+        return await self._send(row, last.raw, memory) or _keep(memory, problem)
+
     async def _give_up(self, row: OutboxRow, view: View) -> None:
         await self._store.set_state(
             self._address,
@@ -252,8 +293,9 @@ class Carrier:
                 return receipt
         return None
 
-    async def _settle(self, row: OutboxRow, receipt: TxReceipt, view: View) -> None:
+    async def _settle(self, row: OutboxRow, receipt: TxReceipt, view: View, most_fee_wei: int) -> None:
         """Note the block; final when deep enough and the block at that height lists it."""
+        receipt = replace(receipt, fee_wei=min(receipt.fee_wei, most_fee_wei))
         if (row.tx_hash, row.block_hash) != (receipt.tx_hash, receipt.block_hash):
             await self._write_mined(row, TxState.MINED, receipt)
         assert row.nonce is not None
@@ -308,6 +350,11 @@ def _keep(memory: _Memory, problem: str) -> str:
     """A problem stands until something is sent without one."""
     memory.problem = problem
     return problem
+
+
+def _find_max_fee(attempts: Sequence[AttemptRow], tx_hash: bytes) -> int:
+    """What a gas unit of a signed version can cost at most."""
+    return next(attempt.max_fee_wei for attempt in attempts if attempt.tx_hash == tx_hash)
 
 
 def _describe_ceiling(key: str, last: AttemptRow, market: Market) -> str:

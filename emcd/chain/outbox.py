@@ -2,8 +2,8 @@
 
 A row goes intent -> nonce -> signed -> sent -> mined -> confirmed, and each arrow is in the store
 before the next step begins. Invariants: one key, one nonce, for ever; bytes are stored before
-they are sent, so after a crash the same bytes go out again; a replacement differs in its fees
-alone; a transaction that a reorganisation threw out is sent again, even one that was settled: it
+they are sent, so after a crash the same bytes go out again; a replacement differs in its fees,
+and in a gas limit that nodes refused; a transaction that a reorganisation threw out is sent again, even one that was settled: it
 is looked after for `REORG_BLOCKS` more. One outbox per sending key: two would give the same nonce twice.
 """
 

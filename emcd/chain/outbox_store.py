@@ -93,13 +93,23 @@ class OutboxStore(Protocol):
     async def assign(self, sender: str, key: str, *, least_nonce: int, gas: int) -> OutboxRow:
         """Give a row its nonce: the least above all that this sender's rows have, not below `least_nonce`.
 
-        A row that has one keeps it, with its gas. The state becomes "ready".
+        A row that has one keeps it; its gas changes by `add_attempt` alone. The state becomes "ready".
         """
         ...
 
     async def add_attempt(
-        self, sender: str, key: str, *, tx_hash: bytes, raw: bytes, max_fee_wei: int, tip_wei: int
-    ) -> None: ...
+        self,
+        sender: str,
+        key: str,
+        *,
+        tx_hash: bytes,
+        raw: bytes,
+        max_fee_wei: int,
+        tip_wei: int,
+        gas: int = 0,
+    ) -> None:
+        """Store signed bytes; `gas`, if given, becomes the row's gas limit in the same transaction."""
+        ...
 
     async def list_attempts(self, sender: str, key: str) -> Sequence[AttemptRow]:
         """Oldest first."""

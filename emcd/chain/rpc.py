@@ -36,6 +36,10 @@ __all__ = ["CallReverted", "JsonRpc", "Rpc", "RpcRefused", "accuse", "error_from
 
 STALE_S = 30.0
 """A head that has not moved for so long makes us ask the other endpoints for theirs."""
+FAR_BEHIND = 3
+"""Blocks behind the agreed head that are no longer a matter of moments."""
+_HEIGHTS_KEPT = 256
+"""Of how many questions we remember how high the answer was: a head, and a nonce of each account."""
 
 
 class Rpc(Protocol):
@@ -68,11 +72,13 @@ class JsonRpc:
         self._answered: dict[str, Endpoint] = {}
         self._split = ""
         self._head = (-1, 0.0)
+        self._heights: dict[str, tuple[int, float]] = {}
+        self._lag = ""
 
     @property
     def problem(self) -> str:
         """Endpoints that disagree, or were caught in an untrue answer; "" when all is well."""
-        return "; ".join(text for text in (self._split, self._pool.problem) if text)
+        return "; ".join(text for text in (self._split, self._lag, self._pool.problem) if text)
 
     def list_endpoints(self) -> list[Endpoint]:
         """The endpoints and their last errors, for `emcd doctor`."""
@@ -101,11 +107,27 @@ class JsonRpc:
             case Comparison.HEAD:
                 return await self._ask_head(method, params, deadline)
             case Comparison.LEAST:
+                return hex(await self._find_height(method, params, deadline))
+            case Comparison.MOST:
                 answers = await self._ask_several(method, params, deadline, self.agree)
-                return hex(min(read_number(method, answer) for answer in answers))
+                told = [answer for answer in answers if answer.refusal is None] or answers
+                return hex(max(read_number(method, answer) for answer in told))
             case Comparison.STATE_AT_HEAD:
                 head = await self._ask_head("eth_getBlockByNumber", ("latest", False), deadline)
                 return await self._ask_agreed(method, at_block(method, params, head["hash"]), deadline)
+
+    async def call_elsewhere(self, method: str, *params: Any, than: str) -> Any:
+        """As `call`; one endpoint's word is not that of the one which answered the method `than` last."""
+        endpoint = self._answered.get(than)
+        if self.agree > 1 or endpoint is None:
+            return await self.call(method, *params)
+        now = trio.current_time()
+        order = self._pool.order(now)
+        candidates = deque([e for e in order if e is not endpoint] or order)
+        heard = await self._asker.gather(method, params, now + self._timeout_s, candidates, 1)
+        if not heard.answers:
+            raise _too_few(method, 0, 1, heard.faults)
+        return heard.answers[0].give()
 
     async def require_chain_id(self) -> None:
         """Check every endpoint that answers. Raises: FatalError EMC-1501, RecoverableError EMC-1502."""
@@ -124,6 +146,12 @@ class JsonRpc:
         endpoint = self._answered.get(method)
         if endpoint is not None:
             self._asker.caught(endpoint, what)
+
+    def doubt(self, method: str, what: str) -> None:
+        """Ask others for a while than the endpoint that answered a method last: it may be wrong."""
+        endpoint = self._answered.get(method)
+        if endpoint is not None:
+            self._asker.failed(endpoint, f"{endpoint.shown}: {what}", rest_s=STALE_S)
 
     # ------------------------------------------------------------------ asking
 
@@ -213,9 +241,55 @@ class JsonRpc:
 
     async def _ask_head(self, method: str, params: Sequence[Any], deadline: float) -> Any:
         """The newest block that `agree` endpoints have, and have the same."""
+        number = await self._find_height(method, params, deadline)
+        return await self._ask_agreed(method, (hex(number), *params[1:]), deadline)
+
+    async def _find_height(self, method: str, params: Sequence[Any], deadline: float) -> int:
+        """What `agree` endpoints have reached. All are asked at first, when it stands still, or falls."""
         answers = await self._ask_several(method, params, deadline, self.agree)
         number = min(read_number(method, answer) for answer in answers)
-        return await self._ask_agreed(method, (hex(number), *params[1:]), deadline)
+        question = repr((method, params))
+        before, since = self._heights.pop(question, (-1, 0.0))
+        now = trio.current_time()
+        is_still = before >= 0 and now - since > STALE_S
+        if before < 0 or number < before or is_still:
+            number, lag = await self._find_highest(method, params, deadline, number)
+            since = now
+            self._lag = lag if is_still else self._lag
+        if number > before and method != "eth_getTransactionCount":
+            self._lag = ""
+        self._heights[question] = number, now if number > before else since
+        if len(self._heights) > _HEIGHTS_KEPT:
+            del self._heights[next(iter(self._heights))]
+        return number
+
+    async def _find_highest(
+        self, method: str, params: Sequence[Any], deadline: float, found: int
+    ) -> tuple[int, str]:
+        """The highest that `agree` of all endpoints have reached, and who keeps it from being more.
+
+        Those far behind are avoided for a while.
+        """
+        everybody = deque(self._pool.order(trio.current_time()))
+        soon = min(deadline, trio.current_time() + HEDGE_S)
+        heard = await self._asker.gather(method, params, soon, everybody, len(everybody))
+        heights = []
+        for answer in heard.answers:
+            try:
+                heights.append((read_number(method, answer), answer.endpoint))
+            except (RecoverableError, RpcRefused, CallReverted):
+                continue
+        heights.sort(key=lambda one: one[0], reverse=True)
+        if len(heights) < self.agree:
+            return found, self._lag
+        highest = heights[self.agree - 1][0]
+        if method == "eth_getTransactionCount":
+            return highest, self._lag
+        for number, endpoint in heights:
+            if number < highest - FAR_BEHIND:
+                error = f"stands at block {number}, others are at {highest}"
+                self._asker.failed(endpoint, error, rest_s=STALE_S)
+        return highest, _describe_lag(heights[0], heights[self.agree - 1])
 
     async def _broadcast(self, method: str, params: Sequence[Any], deadline: float) -> Any:
         """Send a transaction to every endpoint: one that swallows it keeps it from nobody."""
@@ -230,6 +304,25 @@ def accuse(rpc: Rpc, method: str, what: str) -> None:
     """Tell a client of several endpoints that the last answer to a method was untrue."""
     if isinstance(rpc, JsonRpc):
         rpc.accuse(method, what)
+
+
+async def call_elsewhere(rpc: Rpc, method: str, *params: Any, than: str) -> Any:
+    """Ask another endpoint, where there are several, than the one that answered the method `than` last."""
+    if isinstance(rpc, JsonRpc):
+        return await rpc.call_elsewhere(method, *params, than=than)
+    return await rpc.call(method, *params)
+
+
+def doubt(rpc: Rpc, method: str, what: str) -> None:
+    """Tell a client of several endpoints that the last answer to a method may have been wrong."""
+    if isinstance(rpc, JsonRpc):
+        rpc.doubt(method, what)
+
+
+def _describe_lag(first: tuple[int, Endpoint], agreed: tuple[int, Endpoint]) -> str:
+    if agreed[0] >= first[0] - FAR_BEHIND:
+        return ""
+    return f"{agreed[1].shown} is at block {agreed[0]}, {first[1].shown} at {first[0]}"
 
 
 def _too_few(method: str, found: int, wanted: int, faults: Sequence[str]) -> RecoverableError:

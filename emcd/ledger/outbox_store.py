@@ -121,9 +121,20 @@ class LedgerOutboxStore:
         return await self._ledger.write(update)
 
     async def add_attempt(
-        self, sender: str, key: str, *, tx_hash: bytes, raw: bytes, max_fee_wei: int, tip_wei: int
+        self,
+        sender: str,
+        key: str,
+        *,
+        tx_hash: bytes,
+        raw: bytes,
+        max_fee_wei: int,
+        tip_wei: int,
+        gas: int = 0,
     ) -> None:
-        """Store signed bytes before they are sent; the same again does nothing."""
+        """Store signed bytes before they are sent, and with them the row's new gas limit if one is given.
+
+        The same again does nothing.
+        """
 
         def insert(con: Connection) -> None:
             con.execute(
@@ -132,6 +143,12 @@ class LedgerOutboxStore:
                 "ON CONFLICT DO NOTHING",
                 (tx_hash, raw, encode_wei(max_fee_wei), encode_wei(tip_wei), sender, key),
             )
+            if gas:
+                con.execute(
+                    f"UPDATE chain_outbox SET gas = ?, updated_at_ms = {_NOW_MS} "
+                    f"WHERE sender = ? AND key = ? AND state NOT IN {_FINAL}",
+                    (gas, sender, key),
+                )
 
         await self._ledger.write(insert)
 

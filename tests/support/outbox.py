@@ -62,7 +62,9 @@ class MemoryStore:
             self.rows[key] = replace(row, nonce=max([least_nonce, *used]), gas=gas, state="ready")
         return self.rows[key]
 
-    async def add_attempt(self, sender: str, key: str, **fields: Any) -> None:
+    async def add_attempt(self, sender: str, key: str, *, gas: int = 0, **fields: Any) -> None:
+        if gas:
+            self.rows[key] = replace(self.rows[key], gas=gas)
         if fields["tx_hash"] not in [a.tx_hash for a in self.attempts]:
             self.attempts.append(Attempt(key, **fields))
 

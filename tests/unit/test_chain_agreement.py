@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -10,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from emcd.chain.agreement import Answer, Comparison, compare_how, count_votes, describe_dissent
+from emcd.chain.agreement import Answer, Comparison, compare_how, count_votes, describe_dissent, read_vote
 from emcd.chain.asking import HEDGE_S
 from emcd.chain.endpoint import LIE_PAUSE_S, Endpoint
 from emcd.chain.revert import CallReverted, Revert
@@ -37,6 +38,7 @@ class Node:
         self.head, self.fork = head, fork
         self.asked: list[str] = []
         self.stalls = False
+        self.reverts: set[str] = set()
         self.answers: dict[str, Callable[..., Any]] = {
             "eth_chainId": lambda: "0x5",
             "eth_getBlockByNumber": self._block,
@@ -56,6 +58,9 @@ class Node:
         if self.stalls:
             await trio.sleep_forever()
         told: dict[str, Any] = {"id": request["id"]}
+        if request["method"] in self.reverts:
+            told["error"] = {"code": 3, "message": "execution reverted", "data": "0x8b8b8b8b"}
+            return Response(200, {}, msgspec.json.encode(told), url)
         try:
             told["result"] = self.answers[request["method"]](*request["params"])
         except KeyError:
@@ -89,7 +94,7 @@ def nodes(*names: str) -> Nodes:
         ("eth_getBalance", ("0x11",), Comparison.STATE_AT_HEAD),
         ("eth_getTransactionCount", ("0x11", "0x9"), Comparison.EQUAL),
         ("eth_getTransactionCount", ("0x11", "pending"), Comparison.LEAST),
-        ("eth_estimateGas", ({},), Comparison.NONE),
+        ("eth_estimateGas", ({},), Comparison.MOST),
         ("eth_maxPriorityFeePerGas", (), Comparison.NONE),
     ],
 )
@@ -109,6 +114,16 @@ LOG = {
     "blockHash": "0x01",
     "transactionHash": "0x02",
     "logIndex": "0x0",
+}
+
+RECEIPT = {
+    "transactionHash": "0x02",
+    "blockHash": "0x01",
+    "blockNumber": "0x1",
+    "status": "0x1",
+    "gasUsed": "0x5208",
+    "effectiveGasPrice": "0x3",
+    "logs": [],
 }
 
 
@@ -135,6 +150,8 @@ def test_count_votes_the_same_in_other_words_agrees(method: str, one: Any, other
         ("eth_getLogs", [LOG], [{**LOG, "data": "0x01"}]),
         ("eth_getLogs", [LOG], "nonsense"),
         ("eth_call", "0x", {"revert": 1}),
+        ("eth_getTransactionReceipt", RECEIPT, {**RECEIPT, "effectiveGasPrice": "0x4"}),
+        ("eth_getBlockByNumber", block(3) | {"gasLimit": "0x1"}, block(3) | {"gasLimit": "0x2"}),
     ],
 )
 def test_count_votes_other_content_does_not_agree(method: str, one: Any, other: Any) -> None:
@@ -227,7 +244,9 @@ async def test_call_head_is_the_newest_that_enough_nodes_have() -> None:
     client = world.client()
     assert (await client.call("eth_getBlockByNumber", "latest", False))["number"] == hex(100)
     world["b"].head = 90
-    assert (await client.call("eth_getBlockByNumber", "latest", False))["number"] == hex(90)
+    assert (await client.call("eth_getBlockByNumber", "latest", False))["number"] == hex(98), (
+        "a and c have it"
+    )
     assert client.problem == "", "who lags, or is ahead, does not lie"
 
 
@@ -247,10 +266,103 @@ async def test_call_next_nonce_is_one_that_enough_nodes_have_reached() -> None:
     assert await world.client().call("eth_getTransactionCount", "0x11", "pending") == hex(7)
 
 
-async def test_call_estimate_is_one_nodes_word() -> None:
+async def test_call_estimate_is_the_highest_of_several() -> None:
     world = nodes()
-    await world.client().call("eth_estimateGas", {})
-    assert [name for name, node in world.items() if node.asked] == ["a"]
+    world["b"].answers["eth_estimateGas"] = lambda call: "0x10000"
+    assert await world.client().call("eth_estimateGas", {}) == "0x10000"
+    world["a"].answers["eth_estimateGas"] = lambda call: None
+    with pytest.raises(RecoverableError) as caught:
+        await world.client().call("eth_estimateGas", {})
+    assert caught.value.code == "EMC-1507"
+
+
+async def test_call_estimate_one_false_revert_decides_nothing() -> None:
+    world = nodes()
+    world["a"].reverts.add("eth_estimateGas")
+    assert await world.client().call("eth_estimateGas", {}) == "0x5208"
+    world["b"].reverts.add("eth_estimateGas")
+    with pytest.raises(CallReverted):
+        await world.client().call("eth_estimateGas", {})
+
+
+@pytest.mark.parametrize("method", ["eth_getBlockByNumber", "eth_blockNumber"])
+async def test_call_head_of_one_frozen_node_holds_nobody_back(
+    autojump_clock: trio.testing.MockClock, method: str
+) -> None:
+    """It answers, and the others truthfully have its old block too; it stops while the client runs."""
+    world = nodes()
+    for node in world.values():
+        node.answers["eth_blockNumber"] = partial(lambda node: hex(node.head), node)
+    client = world.client()
+    params = ("latest", False) if method == "eth_getBlockByNumber" else ()
+    for _ in range(2 * int(STALE_S) + 10):
+        answer = await client.call(method, *params)
+        for name in "bc":
+            world[name].head += 1
+        await trio.sleep(1)
+    head = int(answer["number"] if params else answer, 16)
+    assert head == world["b"].head - 1
+    assert "stands at block 100" in client.list_endpoints()[0].last_error
+    assert client.problem == ""
+
+
+async def test_call_head_of_a_node_that_never_caught_up_is_not_taken_at_first() -> None:
+    world = nodes()
+    world["a"].head = 1
+    client = world.client()
+    assert (await client.call("eth_getBlockByNumber", "latest", False))["number"] == hex(100)
+    world["b"].head = world["c"].head = 101
+    assert (await client.call("eth_getBlockByNumber", "latest", False))["number"] == hex(101)
+
+
+async def test_call_next_nonce_of_a_frozen_node_holds_nobody_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = nodes()
+    client = world.client()
+    assert await client.call("eth_getTransactionCount", "0x11", "pending") == hex(7)
+    for name in "bc":
+        world[name].answers["eth_getTransactionCount"] = lambda who, at: hex(9)
+    await trio.sleep(STALE_S + 1)
+    assert await client.call("eth_getTransactionCount", "0x11", "pending") == hex(9)
+
+
+async def test_call_head_that_too_few_have_left_behind_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = nodes("a", "b")
+    client = world.client()
+    await client.call("eth_getBlockByNumber", "latest", False)
+    world["b"].head = 1000
+    await trio.sleep(STALE_S + 1)
+    assert (await client.call("eth_getBlockByNumber", "latest", False))["number"] == hex(100)
+    assert client.problem == "a is at block 100, b at 1000"
+    world["a"].head = 1000
+    await client.call("eth_getBlockByNumber", "latest", False)
+    assert client.problem == ""
+    assert [endpoint.failures for endpoint in client.list_endpoints()] == [0, 0]
+
+
+async def test_call_numbers_beyond_all_bounds_are_a_dissent_not_a_crash() -> None:
+    world = nodes("a", "b")
+    world["a"].answers["eth_getBlockByNumber"] = lambda which, full: block(1) | {"timestamp": "0x" + "f" * 66}
+    with pytest.raises(RecoverableError) as caught:
+        await world.client().call("eth_getBlockByNumber", hex(1), False)
+    assert caught.value.code == "EMC-1519"
+    assert read_vote("eth_getLogs", said("a", [2**70]))
+
+
+async def test_call_elsewhere_asks_another_than_the_one_that_answered() -> None:
+    world = nodes("a", "b")
+    client = world.client(agree=1)
+    await client.call("eth_estimateGas", {})
+    world["b"].answers["eth_call"] = lambda call, at: "0xbb"
+    assert await client.call_elsewhere("eth_call", {}, AT, than="eth_estimateGas") == "0xbb"
+    client.doubt("eth_estimateGas", "says that it reverts")
+    world["a"].asked.clear()
+    await client.call("eth_estimateGas", {})
+    assert world["a"].asked == []
+    assert client.problem == ""
 
 
 async def test_call_block_that_one_of_two_has_not_is_not_there_yet() -> None:

@@ -220,3 +220,19 @@ async def test_fetch_promised_wei_counts_what_was_paid_and_what_may_be(ledger: L
     assert await store.fetch_promised_wei(OTHER, within_ms=day_ms, besides="") == 0
     await ledger.write(lambda con: con.execute("UPDATE chain_attempts SET signed_at_ms = 0"))
     assert await store.fetch_promised_wei(SENDER, within_ms=day_ms, besides="") == 0
+
+
+async def test_add_attempt_with_another_gas_limit_changes_the_open_rows(ledger: Ledger) -> None:
+    store = LedgerOutboxStore(ledger)
+    await add(store, "a")
+    await store.assign(SENDER, "a", least_nonce=0, gas=5)
+    for number, gas, wanted in ((1, 0, 5), (2, 9, 9), (3, 0, 9)):
+        await store.add_attempt(
+            SENDER, "a", tx_hash=hash_of(number), raw=b"", max_fee_wei=1, tip_wei=1, gas=gas
+        )
+        row = await store.find(SENDER, "a")
+        assert row is not None and row.gas == wanted
+    await store.set_state(SENDER, "a", "failed", detail="reverts")
+    await store.add_attempt(SENDER, "a", tx_hash=hash_of(4), raw=b"", max_fee_wei=1, tip_wei=1, gas=1)
+    row = await store.find(SENDER, "a")
+    assert row is not None and row.gas == 9
