@@ -21,7 +21,7 @@ from emcd.ledger import Connection, Ledger
 from emcd.money import format_token_floor
 from emcd.proto.eip712 import Domain
 from emcd.proto.messages import RoundRoot
-from emcd.types import Hash
+from emcd.types import Address, Hash
 from emcd_settler.extraction_row import (
     ExtractionRow,
     find_request,
@@ -43,10 +43,12 @@ T = TypeVar("T")
 
 BY_SOMEBODY_ELSE = "claimed by somebody else"
 MAX_ATTEMPTS = 8
+MAX_EMPTY = 8192
+"""Wallets remembered as having nothing: they wait for those that have something."""
 _HOPELESS = frozenset(
     ("NothingToClaim", "NonceUsed", "Expired", "WrongSigner", "SubmitNotAllowed", "ZeroRecipient")
 )
-"""Refusals that no newer root changes."""
+"""Refusals that no newer root changes, when the chain itself refused: an estimate is one node's word."""
 
 
 class Claimer:
@@ -63,6 +65,7 @@ class Claimer:
         clock: Clock,
         hub: HubGroup,
         find_tx: Callable[[str], Awaitable[Hash | None]],
+        find_round: Callable[[], int],
         watch_ms: int,
         submit_claims: bool,
         least_claim_wei: int,
@@ -71,6 +74,7 @@ class Claimer:
         """
         Args:
             find_tx: the newest transaction that was signed under a key of the outbox.
+            find_round: the current round.
             watch_ms: how long a paid claim is watched: a reorganisation may take it back.
         """
         self._instance = instance
@@ -81,11 +85,13 @@ class Claimer:
         self._clock = clock
         self._hub = hub
         self._find_tx = find_tx
+        self._find_round = find_round
         self._watch_ms = watch_ms
         self._submit_claims = submit_claims
         self._least_wei = least_claim_wei
         self._log = log
         self._refused: set[str] = set()
+        self._empty: dict[Address, None] = {}
 
     async def list_wanted(self) -> list[int]:
         """The rounds that open requests ask for."""
@@ -100,11 +106,20 @@ class Claimer:
         """
         tree = await self._hub.fetch_tree(outcome.round, outcome.bundle_hash, outcome.root)
         for row in await self._list_open():
-            if row.extraction.through_round <= outcome.round:
+            amount = tree.cumulative_wei(row.wallet)
+            self._note_empty(row.wallet, is_empty=amount < self._least_wei)
+            if row.extraction.through_round <= outcome.round and amount >= self._least_wei:
                 claimed = await self._chain.distributor.fetch_claimed(row.wallet)
-                if tree.cumulative_wei(row.wallet) - claimed >= self._least_wei:
+                if amount - claimed >= self._least_wei:
                     return True
         return False
+
+    def _note_empty(self, wallet: Address, *, is_empty: bool) -> None:
+        self._empty.pop(wallet, None)
+        if is_empty:
+            self._empty[wallet] = None
+            if len(self._empty) > MAX_EMPTY:
+                del self._empty[next(iter(self._empty))]
 
     async def step(self) -> None:
         """Raises: RecoverableError, RemoteProtocolError EMC-1972. Cancellation: at any point."""
@@ -124,15 +139,15 @@ class Claimer:
 
     async def take_requests(self) -> None:
         """Read the hub's list and keep what is in order. Raises: RecoverableError."""
-        for table in await self._hub.fetch_requests():
+        for hub, table in await self._hub.fetch_requests():
             try:
-                request = read_request(self._domain, table, self._now_s())
+                request = read_request(self._domain, table, self._now_s(), self._find_round())
             except RemoteProtocolError as exc:
                 self._log_refused(exc)
                 continue
-            await self._keep(request)
+            await self._keep(request, hub)
 
-    async def _keep(self, request: SignedExtraction) -> None:
+    async def _keep(self, request: SignedExtraction, hub: str) -> None:
         asked = request.extraction
         known = await self._ledger.read(
             lambda con: find_request(con, self._instance, asked.wallet, asked.nonce)
@@ -140,7 +155,9 @@ class Claimer:
         if known is not None:
             return
         is_new = await self._write(
-            lambda con, now: insert_request(con, self._instance, asked, request.signature, now)
+            lambda con, now: insert_request(
+                con, self._instance, asked, request.signature, now, hub=hub, empty=self._empty
+            )
         )
         if is_new:
             self._log.info("extraction_taken", wallet=asked.wallet, through_round=asked.through_round)
@@ -194,7 +211,7 @@ class Claimer:
                 await self._end(row, ExtractionState.CLAIMED, "", outcome.tx_hash)
             case Failed() if outcome.error_name in LOST_RACE and await self._is_paid(row):
                 await self._end(row, ExtractionState.CLAIMED, BY_SOMEBODY_ELSE)
-            case Failed() if outcome.error_name in _HOPELESS:
+            case Failed() if await self._is_hopeless(row, outcome):
                 await self._end(row, ExtractionState.REFUSED, outcome.reason)
             case Failed():
                 await self._retry(row, outcome.reason)
@@ -202,6 +219,18 @@ class Claimer:
                 await self._retry(row, "another transaction of the key used the nonce")
             case _:
                 assert_never(outcome)
+
+    async def _is_hopeless(self, row: ExtractionRow, failure: Failed) -> bool:
+        """What the chain refused, or what the settled chain shows: an estimate alone ends nothing."""
+        if failure.error_name not in _HOPELESS:
+            return False
+        if failure.tx_hash is not None:
+            return True
+        head = await self._chain.confirmed_head()
+        if is_expired(row.extraction, head.timestamp_s):
+            return True
+        used = await self._chain.distributor.fetch_extraction_nonce(row.wallet, at=head)
+        return row.extraction.nonce < used
 
     async def _note_sent(self, row: ExtractionRow) -> None:
         """The hash changes with the fees."""
@@ -250,7 +279,8 @@ class Claimer:
 
     async def _is_paid(self, row: ExtractionRow) -> bool:
         """Whether the wallet has what the claim would have brought, by whosever transaction."""
-        return await self._chain.distributor.fetch_claimed(row.wallet) >= row.cumulative_wei
+        head = await self._chain.confirmed_head()
+        return await self._chain.distributor.fetch_claimed(row.wallet, at=head) >= row.cumulative_wei
 
     async def _end(
         self, row: ExtractionRow, state: ExtractionState, reason: str, tx_hash: bytes | None = None

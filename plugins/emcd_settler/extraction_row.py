@@ -9,7 +9,7 @@ by itself stays synchronised, without a proof. A claim that the chain took back 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from emcd.accounting.payout import ExtractionState
@@ -20,6 +20,9 @@ from emcd.types import Address, Hash
 
 MAX_OPEN = 4096
 """Of all wallets: what a hub lists is not believed, so it can't fill the disk either."""
+MAX_OPEN_OF_HUB = 1024
+MAX_OPEN_OF_WALLET = 4
+"""One request through the newest round asks for everything: more of them wait at the hub."""
 
 _OPEN = "(state IN ('requested', 'submitted') OR (state = 'synchronised' AND proof IS NOT NULL))"
 
@@ -45,20 +48,35 @@ class ExtractionRow:
 
 
 def insert_request(
-    con: Connection, instance: str, extraction: Extraction, signature: bytes, now_ms: int
+    con: Connection,
+    instance: str,
+    extraction: Extraction,
+    signature: bytes,
+    now_ms: int,
+    *,
+    hub: str = "",
+    empty: Collection[Address] = (),
 ) -> bool:
     """Keep a request, once per wallet and nonce; the first stays.
 
+    Args: `hub`: whoever listed it; `empty`: wallets that a root gave nothing: they make room.
     Returns: False when it is not new, or one too many.
     """
-    (count,) = con.execute(
-        f"SELECT count(*) FROM settler_extractions WHERE instance = ? AND {_OPEN}", (instance,)
-    ).fetchone()
-    if count >= MAX_OPEN:
+    if find_request(con, instance, extraction.wallet, extraction.nonce) is not None:
+        return False
+    if _count_open(con, instance, "wallet = ?", extraction.wallet) >= MAX_OPEN_OF_WALLET:
+        return False
+    if _count_open(con, instance, "hub = ?", hub) >= MAX_OPEN_OF_HUB:
+        limits = ("hub = ?", hub)
+    elif _count_open(con, instance, "? = ''", "") >= MAX_OPEN:
+        limits = ("? = ''", "")
+    else:
+        limits = None
+    if limits is not None and not _make_room(con, instance, extraction, limits, empty):
         return False
     done = con.execute(
         "INSERT INTO settler_extractions (instance, wallet, nonce, recipient, through_round, submit,"
-        " deadline, signature, state, changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'requested', ?)"
+        " deadline, signature, state, changed_at_ms, hub) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'requested', ?, ?)"
         " ON CONFLICT DO NOTHING",
         (
             instance,
@@ -70,9 +88,41 @@ def insert_request(
             encode_wei(extraction.deadline),
             signature,
             now_ms,
+            hub,
         ),
     )
     return bool(done.rowcount)
+
+
+def _count_open(con: Connection, instance: str, which: str, value: str) -> int:
+    sql = f"SELECT count(*) FROM settler_extractions WHERE instance = ? AND {which} AND {_OPEN}"
+    return int(con.execute(sql, (instance, value)).fetchone()[0])
+
+
+def _make_room(
+    con: Connection, instance: str, new: Extraction, limits: tuple[str, str], empty: Collection[Address]
+) -> bool:
+    """Forget a waiting request that matters less than the new one; the hub lists it still.
+
+    First those of wallets that have nothing, then those for later rounds, the oldest first.
+    """
+    which, value = limits
+    waiting = con.execute(
+        "SELECT wallet, nonce, through_round FROM settler_extractions"
+        f" WHERE instance = ? AND {which} AND state = 'requested' AND attempt = 0"
+        " ORDER BY through_round DESC, changed_at_ms",
+        (instance, value),
+    ).fetchall()
+    if new.wallet in empty:
+        return False
+    found = next((row for row in waiting if row["wallet"] in empty), waiting[0] if waiting else None)
+    if found is None or not (found["wallet"] in empty or found["through_round"] > new.through_round):
+        return False
+    con.execute(
+        "DELETE FROM settler_extractions WHERE instance = ? AND wallet = ? AND nonce = ?",
+        (instance, found["wallet"], found["nonce"]),
+    )
+    return True
 
 
 def list_open(con: Connection, instance: str) -> list[ExtractionRow]:

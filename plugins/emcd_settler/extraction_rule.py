@@ -13,7 +13,9 @@ from emcd.proto.signing import require_signer
 from emcd.types import ZERO_ADDRESS
 
 CODE = "EMC-1974"
-MAX_ROUND = 1 << 40
+MAX_AHEAD_ROUNDS = 2
+"""Beyond the current round: a request for a later one is taken when its time comes."""
+MAX_DEADLINE_S = 400 * 86_400
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class SignedExtraction:
     signature: bytes
 
 
-def read_request(domain: Domain, table: dict[str, Any], now_s: int) -> SignedExtraction:
+def read_request(domain: Domain, table: dict[str, Any], now_s: int, current_round: int) -> SignedExtraction:
     """Read one entry of the hub's list.
 
-    Raises: RemoteProtocolError EMC-1974: not signed by its wallet for this contract, expired, or
-    nonsense.
+    Raises: RemoteProtocolError EMC-1974: not signed by its wallet for this contract, expired, for a
+    round or until a day that is far away, or nonsense.
     """
     try:
         extraction = from_json(Extraction, table.get("extraction"))
@@ -41,8 +43,12 @@ def read_request(domain: Domain, table: dict[str, Any], now_s: int) -> SignedExt
         raise RemoteProtocolError(CODE, "the signature is no hex") from exc
     if is_expired(extraction, now_s):
         raise RemoteProtocolError(CODE, f"{extraction.wallet}: the request expired at {extraction.deadline}")
-    if extraction.recipient == ZERO_ADDRESS or extraction.through_round >= MAX_ROUND:
-        raise RemoteProtocolError(CODE, f"{extraction.wallet}: nobody to pay, or a round that never comes")
+    if extraction.recipient == ZERO_ADDRESS:
+        raise RemoteProtocolError(CODE, f"{extraction.wallet}: nobody to pay")
+    if extraction.through_round > current_round + MAX_AHEAD_ROUNDS:
+        raise RemoteProtocolError(CODE, f"{extraction.wallet}: round {extraction.through_round} is far away")
+    if extraction.deadline > now_s + MAX_DEADLINE_S:
+        raise RemoteProtocolError(CODE, f"{extraction.wallet}: the deadline is more than 400 days away")
     return SignedExtraction(extraction, signature)
 
 

@@ -28,14 +28,14 @@ class HubGroup:
     def problem(self) -> str:
         return "; ".join(self._failed.values()) if len(self._hubs) > 1 else ""
 
-    async def fetch_requests(self) -> list[dict[str, Any]]:
-        """Open requests as the hubs list them. Raises: RecoverableError when no hub answers."""
-        found: list[dict[str, Any]] = []
+    async def fetch_requests(self) -> list[tuple[str, dict[str, Any]]]:
+        """Open requests as the hubs list them, each with its hub. Raises: RecoverableError when none answers."""
+        found: list[tuple[str, dict[str, Any]]] = []
         first: EmcdError | None = None
         answered = 0
         for hub in self._hubs:
             try:
-                found += await hub.fetch_requests()
+                found += [(hub.base_url, table) for table in await hub.fetch_requests()]
                 answered += 1
                 self._failed.pop(hub, None)
             except FatalError:

@@ -27,7 +27,8 @@ from emcd.proto.bundle_codec import MAX_BUNDLE_BYTES
 from emcd.proto.network import Deployment
 
 MAX_LIST_BYTES = 4 << 20
-TREES_KEPT = 4
+TREES_KEPT = 6
+"""Those of a publisher's step and of the active root."""
 
 
 MAX_PAGES = 8

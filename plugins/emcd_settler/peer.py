@@ -8,6 +8,7 @@ the settler's own hub is there (a devnet).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from functools import partial
 
 import structlog
@@ -24,6 +25,14 @@ from emcd_settler.slash_rule import SignedSlash, read_slashes
 MAX_BYTES = 1 << 16
 MAX_SLASHES_BYTES = 4 << 20
 MAX_PARALLEL = 32
+
+
+class ProofAnswer(Enum):
+    """What a validator said to evidence: it has it, it refuses it for good, or nothing that counts."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    NONE = "none"
 
 
 class PeerCollector:
@@ -83,21 +92,24 @@ class PeerCollector:
                 nursery.start_soon(partial(self._ask_slashes, epoch, validator, endpoint, found))
         return [item for items in found.values() for item in items]
 
-    async def bring_proof(self, validator: Address, endpoint: str, body: bytes) -> bool:
-        """Send evidence to a validator. Returns: whether it has it now. Cancellation: it may have."""
+    async def bring_proof(self, validator: Address, endpoint: str, body: bytes) -> ProofAnswer:
+        """Send evidence to a validator. Cancellation: it may have it."""
         try:
             self.require_askable(endpoint)
             url = f"{endpoint.rstrip('/')}/offences"
             headers = {"content-type": "application/json"}
-            answer = await request(
-                "POST", url, body=body, headers=headers, timeout_s=self._timeout_s, max_bytes=MAX_BYTES
-            )
+            async with self._limiter:
+                answer = await request(
+                    "POST", url, body=body, headers=headers, timeout_s=self._timeout_s, max_bytes=MAX_BYTES
+                )
         except EmcdError as exc:
             self._log.info("proof_not_brought", validator=validator, code=exc.code, detail=exc.detail)
-            return False
-        if answer.status != 202:
-            self._log.warning("proof_refused", validator=validator, status=answer.status)
-        return answer.status == 202
+            return ProofAnswer.NONE
+        if answer.status == 202:
+            return ProofAnswer.TAKEN
+        self._log.warning("proof_refused", validator=validator, status=answer.status)
+        is_final = 400 <= answer.status < 500 and answer.status not in (408, 429)
+        return ProofAnswer.REFUSED if is_final else ProofAnswer.NONE
 
     async def _ask_slashes(
         self, epoch: int, validator: Address, endpoint: str, found: dict[Address, list[SignedSlash]]

@@ -13,8 +13,9 @@ from typing import TypeVar, assert_never
 
 import structlog
 
-from emcd.chain import Chain, Confirmed, Failed, Outbox, PublicationState, Replaced, TxIntent
+from emcd.chain import BlockRef, Chain, Confirmed, Failed, Outbox, PublicationState, Replaced, TxIntent
 from emcd.clock import Clock
+from emcd.errors import EmcdError, RecoverableError, RemoteProtocolError
 from emcd.ledger import Connection, Ledger
 from emcd.proto.address import hex_hash
 from emcd.proto.messages import RoundRoot
@@ -43,11 +44,13 @@ from emcd_settler.round_row import (
 T = TypeVar("T")
 
 CANDIDATES_AT_ONCE = 4
-"""Rounds asked for in one step: the first that is attested is published."""
+"""Rounds asked for in one step, for each reason: the first that is attested is published."""
 MAX_ATTEMPTS = 12
 KEPT_ROUNDS = 64
+OVERDUE_ROUNDS = 3
+"""So long after it was closed, a round that everybody waits for is a complaint."""
 _IMPOSSIBLE = frozenset(("RoundTooOld", "OverSchedule", "CumulativeFell", "ZeroRoot", "NoQuorum"))
-"""Refusals that no further attempt changes."""
+"""Refusals that no further attempt changes, when the chain itself refused: an estimate is one node's word."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,35 @@ class Due:
     is_forced: bool
 
 
-def find_due(closed: int, last: int, tip: int, every: int, wanted: Sequence[int]) -> Due | None:
-    """What must be published now, the lowest first.
+def list_due(closed: int, last: int, tip: int, every: int, wanted: Sequence[int]) -> list[Due]:
+    """What must be published now, the lowest first; what requests ask for never hides the boundary's.
 
     Args: `closed` the newest closed round; `last` the newest published one, void ones included, and
     `tip` the newest that is not void (-1: none); `every` how many rounds apart roots are published;
     `wanted` the rounds that extraction requests ask for.
+    Returns: the boundary's round when it is due, and below it, or without it, the first and the last
+    round that requests alone ask for: a root at the last covers every request.
     """
     boundary = (closed + 1) // every * every - 1
-    targets = [(boundary, False), *((index, index != boundary) for index in wanted)]
-    due = [Due(max(index, last + 1), is_forced=forced) for index, forced in targets if index > tip]
-    return min((item for item in due if item.round <= closed), key=lambda item: item.round, default=None)
+    due = [Due(max(boundary, last + 1), is_forced=False)] if boundary > tip else []
+    due = [item for item in due if item.round <= closed]
+    below = due[0].round if due else closed + 1
+    forced = {max(index, last + 1) for index in wanted if index > tip}
+    asked = sorted(index for index in forced if index < below)
+    return [*(Due(index, is_forced=True) for index in dict.fromkeys(asked[:1] + asked[-1:])), *due]
+
+
+def list_candidates(closed: int, oldest: int, due: Sequence[Due]) -> list[Due]:
+    """The rounds to look at, in this order. From the boundary's on, nobody has to be worth it."""
+    forced = [item for item in due if item.is_forced]
+    free_from = min((item.round for item in due if not item.is_forced), default=closed + 1)
+    found: dict[int, Due] = {}
+    for item in due:
+        first = max(item.round, oldest, 0)
+        count = CANDIDATES_AT_ONCE // len(forced) if item.is_forced else CANDIDATES_AT_ONCE
+        for index in range(first, min(closed + 1, first + count)):
+            found.setdefault(index, Due(index, is_forced=index < free_from))
+    return list(found.values())
 
 
 class Publisher:
@@ -109,6 +130,12 @@ class Publisher:
         self._endpoints: dict[Address, str] = {}
         self._endpoints_of = (-1, -1)
         self._tidied = -1
+        self._problem = ""
+
+    @property
+    def problem(self) -> str:
+        """Why the round that everybody waits for is not on chain, when that takes long."""
+        return self._problem
 
     async def step(self) -> None:
         """Raises: RecoverableError, CallReverted. Cancellation: at any point; the next step goes on."""
@@ -116,6 +143,8 @@ class Publisher:
         row = await self._ledger.read(lambda con: find_in_flight(con, self._instance))
         if row is None:
             row = await self._find_quorum()
+        else:
+            self._note_overdue(row.round, f"{row.state.value}: {row.reason}")
         if row is not None and row.state is RoundState.QUORUM:
             row = await self._submit(row)
         if row is not None and row.state is RoundState.SUBMITTED:
@@ -124,7 +153,10 @@ class Publisher:
     # ------------------------------------------------------------------ collecting
 
     async def _find_quorum(self) -> RoundRow | None:
-        """The first round at or after the due one with a quorum, now marked so."""
+        """The first round at or after a due one with a quorum, now marked so.
+
+        Raises: what went wrong with a round that requests alone ask for, after the others had their turn.
+        """
         closed = self._params.round_at(self._clock.now_ms()) - 2
         last = await self._chain.distributor.find_last_round()
         tip = await self._chain.distributor.find_tip_round()
@@ -132,15 +164,33 @@ class Publisher:
         oldest = closed + 2 - rules.void_after_rounds
         await self._tidy(closed, oldest)
         wanted = await self._list_wanted()
-        due = find_due(closed, -1 if last is None else last, -1 if tip is None else tip, self._every, wanted)
-        if due is None:
-            return None
-        first = max(due.round, oldest, 0)
-        for index in range(first, min(closed + 1, first + CANDIDATES_AT_ONCE)):
-            row = await self._collect(index, is_forced=due.is_forced)
+        due = list_due(closed, -1 if last is None else last, -1 if tip is None else tip, self._every, wanted)
+        failed: EmcdError | None = None
+        for item in list_candidates(closed, oldest, due):
+            try:
+                row = await self._collect(item.round, is_forced=item.is_forced)
+            except (RecoverableError, RemoteProtocolError) as exc:
+                if not item.is_forced:
+                    raise
+                failed = failed or exc
+                continue
             if row is not None:
                 return row
+        self._problem = ""
+        for item in due:
+            if not item.is_forced and (last is not None or await self._has_attestation(item.round)):
+                self._note_overdue(item.round, "no quorum")
+        if failed is not None:
+            raise failed
         return None
+
+    async def _has_attestation(self, index: int) -> bool:
+        """Before anybody has earned anything there is nothing to attest, and nothing is late."""
+        return bool(await self._ledger.read(lambda con: list_attestations(con, self._instance, index)))
+
+    def _note_overdue(self, index: int, why: str) -> None:
+        late = self._params.round_at(self._clock.now_ms()) - 2 - index
+        self._problem = f"round {index} is due and not published: {why}" if late >= OVERDUE_ROUNDS else ""
 
     async def _tidy(self, closed: int, oldest: int) -> None:
         """Once a round: give up what found no quorum in time, forget what is long over."""
@@ -215,26 +265,32 @@ class Publisher:
             case Confirmed():
                 await self._end(row, RoundState.CONFIRMED, tx_hash=outcome.tx_hash)
             case Failed():
-                await self._after_failure(row, outcome.error_name, outcome.reason)
+                await self._after_failure(row, outcome)
             case Replaced():
                 await self._retry(row, "another transaction of the key used the nonce")
             case _:
                 assert_never(outcome)
 
-    async def _after_failure(self, row: RoundRow, error_name: str, reason: str) -> None:
-        """Look at the chain: somebody else may have published the round, or a later one."""
+    async def _after_failure(self, row: RoundRow, failure: Failed) -> None:
+        """Look at the chain, where it is settled: somebody else may have published the round, or a later one."""
         quorum = await self._ledger.read(lambda con: load_quorum(con, self._instance, row.round))
-        publication = await self._chain.distributor.fetch_publication(row.round)
+        head = await self._chain.confirmed_head()
+        publication = await self._chain.distributor.fetch_publication(row.round, at=head)
         is_ours = (publication.bundle_hash, publication.root) == (quorum.root.bundle_hash, quorum.root.root)
-        last = await self._chain.distributor.find_last_round()
+        last = await self._chain.distributor.find_last_round(at=head)
         if publication.state is not PublicationState.NONE and is_ours:
             await self._end(row, RoundState.CONFIRMED, reason="published by another settler")
         elif last is not None and last >= row.round:
             await self._end(row, RoundState.VOID, reason=f"round {last} was published before it")
-        elif error_name in _IMPOSSIBLE:
-            await self._end(row, RoundState.VOID, reason=reason)
+        elif self._is_too_old(row.round, head) or (failure.tx_hash and failure.error_name in _IMPOSSIBLE):
+            await self._end(row, RoundState.VOID, reason=failure.reason)
         else:
-            await self._retry(row, reason)
+            await self._retry(row, failure.reason)
+
+    def _is_too_old(self, index: int, head: BlockRef) -> bool:
+        """Whether the contract takes the round no more, at a block."""
+        window = self._chain.deployment.params.void_after_rounds
+        return self._params.round_at(head.timestamp_s * 1000) - index > window
 
     async def _retry(self, row: RoundRow, reason: str) -> None:
         """Once more under a new key, a round later at the latest: the refusal was of the moment."""
@@ -271,14 +327,31 @@ class Publisher:
             if publication.state is PublicationState.VOID:
                 await self._end(row, RoundState.VOID, reason="vetoed")
             elif publication.state is PublicationState.ACTIVE:
-                if (
-                    publication.fee_wei
-                    and not publication.fee_paid
-                    and publication.publisher == self._outbox.address
-                ):
-                    call = self._chain.distributor.submit_pay_fee(row.round)
-                    await self._outbox.submit(TxIntent(f"fee:{row.round}", call))
-                await self._set_active(row.round)
+                is_ours = publication.publisher == self._outbox.address
+                if is_ours and publication.fee_wei and not publication.fee_paid:
+                    await self._take_fee(row)
+                else:
+                    await self._set_active(row.round)
+
+    async def _take_fee(self, row: RoundRow) -> None:
+        """Ask for the fee until it is paid: the guardian may pause between the look and the transaction."""
+        wait_ms = min(self._params.epoch_rounds * self._params.round_s, 1 << min(row.attempt, 40)) * 1000
+        if row.reason and self._clock.now_ms() < row.changed_at_ms + wait_ms:
+            return
+        if await self._chain.distributor.fetch_paused_until_s() * 1000 > self._clock.now_ms():
+            return
+        key = _name("fee", row)
+        await self._outbox.submit(TxIntent(key, self._chain.distributor.submit_pay_fee(row.round)))
+        outcome = await self._outbox.find(key)
+        if isinstance(outcome, Failed | Replaced):
+            reason = outcome.reason if isinstance(outcome, Failed) else "another transaction used the nonce"
+            again = row.attempt + 1
+            await self._write(
+                lambda con, now: set_state(
+                    con, self._instance, row.round, row.state, now, reason=f"fee: {reason}", attempt=again
+                )
+            )
+            self._log.warning("fee_not_paid", round=row.round, attempt=again, reason=reason)
 
     async def _set_active(self, index: int) -> None:
         await self._write(lambda con, now: set_active(con, self._instance, index, now))
@@ -289,4 +362,8 @@ class Publisher:
 
 
 def _key(row: RoundRow) -> str:
-    return f"publish:{row.round}" if row.attempt == 0 else f"publish:{row.round}:{row.attempt}"
+    return _name("publish", row)
+
+
+def _name(what: str, row: RoundRow) -> str:
+    return f"{what}:{row.round}" if row.attempt == 0 else f"{what}:{row.round}:{row.attempt}"

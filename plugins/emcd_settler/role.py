@@ -80,6 +80,7 @@ class SettlerRole(Role):
             clock=ctx.clock,
             hub=self._hubs,
             find_tx=find_tx,
+            find_round=lambda: params.round_at(ctx.clock.now_ms()),
             watch_ms=WATCH_ROUNDS * params.round_s * 1000,
             submit_claims=config.submit_claims,
             least_claim_wei=int(config.least_claim_wei),
@@ -146,6 +147,7 @@ class SettlerRole(Role):
             return Health(self._state)
         problems = {
             **self._problems,
+            "overdue": self._publisher.problem,
             "hubs": self._hubs.problem,
             "transactions": self._outbox.problem,
             "chain": self._chain.problem,

@@ -109,4 +109,12 @@ _SLASHES = Migration(
     """,
 )
 
-MIGRATIONS = (_FIRST, _STATES, _SLASHES)
+_HUBS = Migration(
+    4,
+    "which hub listed an extraction request",
+    """
+    ALTER TABLE settler_extractions ADD COLUMN hub TEXT NOT NULL DEFAULT '';
+    """,
+)
+
+MIGRATIONS = (_FIRST, _STATES, _SLASHES, _HUBS)

@@ -7,11 +7,12 @@ restart sends the same one; the contract takes an evidence once, whoever brings 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar, assert_never
 
 import msgspec
 import structlog
+import trio
 
 from emcd.accounting.offence import (
     DoubleAttestation,
@@ -25,10 +26,11 @@ from emcd.chain import Chain, Confirmed, Failed, Outbox, Replaced, TxIntent
 from emcd.clock import Clock
 from emcd.ledger import Connection, Ledger
 from emcd.proto.address import hex_hash
+from emcd.proto.messages import Slash
 from emcd.proto.params import NetworkParams
 from emcd.types import Address
 from emcd_settler.metrics import SLASHES
-from emcd_settler.peer import PeerCollector
+from emcd_settler.peer import PeerCollector, ProofAnswer
 from emcd_settler.round_row import list_double_attestations
 from emcd_settler.slash_row import (
     SlashRow,
@@ -44,9 +46,15 @@ from emcd_settler.slash_rule import OrderQuorum, SignedSlash, list_quorums
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 12
+"""From then on an order is tried twice an epoch."""
 KEPT_EPOCHS = 8
 AT_ONCE = 16
 """Orders chosen in one step: each is a transaction."""
+REPORT_S = 30.0
+"""How long all validators together may take to be told of evidence in one step."""
+
+
+_MAY_REPEAT = frozenset((SlashState.AGAIN, SlashState.ENDED))
 
 
 class Slasher:
@@ -106,10 +114,14 @@ class Slasher:
         """Decide to send an order, unless the chain or the ledger says that it is done."""
         identity = quorum.order.evidence_hash
         row = await self._ledger.read(lambda con: find_slash(con, self._instance, identity))
-        if row is not None and (row.state is not SlashState.AGAIN or not self._is_due(row)):
+        if row is not None and not (row.state in _MAY_REPEAT and self._is_due(row)):
             return False
-        if await self._chain.staking.fetch_evidence_used(identity):
+        if await self._find_end(quorum.order):
             return False
+        if row is not None and row.state is SlashState.ENDED:
+            await self._set(
+                row, SlashState.AGAIN, reason="it was not done after all", attempt=row.attempt + 1
+            )
         chosen: bool = await self._write(lambda con, now: choose_slash(con, self._instance, quorum, now))
         if chosen:
             self._log.warning(
@@ -131,12 +143,11 @@ class Slasher:
                 return
             case Confirmed():
                 await self._end(row, SlashState.CONFIRMED, tx_hash=outcome.tx_hash)
-            case Failed() if outcome.error_name == "EvidenceUsed":
-                await self._end(row, SlashState.ENDED, reason="somebody else brought it")
-            case Failed() if outcome.error_name == "NotStaked":
-                await self._end(row, SlashState.ENDED, reason="nothing is left of the stake")
             case Failed():
-                await self._retry(row, outcome.reason)
+                if end := await self._find_end(row.quorum.order):
+                    await self._end(row, SlashState.ENDED, reason=end)
+                else:
+                    await self._retry(row, outcome.reason)
             case Replaced():
                 await self._retry(row, "another transaction of the key used the nonce")
             case _:
@@ -144,14 +155,24 @@ class Slasher:
 
     async def _retry(self, row: SlashRow, reason: str) -> None:
         """Collect it anew: the epoch may be over for which it was signed."""
-        if row.attempt + 1 >= MAX_ATTEMPTS:
-            await self._end(row, SlashState.ENDED, reason=f"given up: {reason}")
-            return
         await self._set(row, SlashState.AGAIN, reason=reason, attempt=row.attempt + 1)
         self._log.warning("slash_retried", node=row.quorum.order.node, reason=reason)
 
+    async def _find_end(self, order: Slash) -> str:
+        """Why the order can do nothing any more, by the settled chain itself; empty while it can."""
+        head = await self._chain.confirmed_head()
+        if await self._chain.staking.fetch_evidence_used(order.evidence_hash, at=head):
+            return "somebody else brought it"
+        found = await self._chain.staking.find_participant(order.node, at=head)
+        if found is None or not found.stake_wei + found.pending_wei + found.unbonding_wei:
+            return "nothing is left of the stake"
+        return ""
+
     def _is_due(self, row: SlashRow) -> bool:
-        wait_ms = min(self._params.round_s * 1000, 1000 << row.attempt)
+        round_ms = self._params.round_s * 1000
+        wait_ms = min(round_ms, 1000 << row.attempt)
+        if row.attempt >= MAX_ATTEMPTS or row.state is SlashState.ENDED:
+            wait_ms = self._params.epoch_rounds * round_ms // 2
         return self._clock.now_ms() >= row.changed_at_ms + wait_ms
 
     async def _end(
@@ -190,17 +211,25 @@ class Slasher:
             return
         members = await self._chain.staking.fetch_validator_set(epoch)
         endpoints = await self._find_endpoints([node for node, _ in members.members])
+        proofs: dict[bytes, bytes] = {}
         for one, other in pairs:
             proof = DoubleAttestation(
                 one.validator, SignedRoot(one.root, one.signature), SignedRoot(other.root, other.signature)
             )
-            identity = bytes(evidence_hash(offence_of(proof)))
-            body = msgspec.json.encode(write_proof(proof))
-            for validator, endpoint in endpoints.items():
-                if (endpoint, identity) not in self._told and await self._peers.bring_proof(
-                    validator, endpoint, body
-                ):
-                    self._told.add((endpoint, identity))
+            proofs[bytes(evidence_hash(offence_of(proof)))] = msgspec.json.encode(write_proof(proof))
+        with trio.move_on_after(REPORT_S):
+            async with trio.open_nursery() as nursery:
+                for validator, endpoint in endpoints.items():
+                    nursery.start_soon(self._tell, validator, endpoint, proofs)
+
+    async def _tell(self, validator: Address, endpoint: str, proofs: Mapping[bytes, bytes]) -> None:
+        """Bring one validator what it was not told yet, until it is silent."""
+        for identity, body in proofs.items():
+            if (endpoint, identity) in self._told:
+                continue
+            if await self._peers.bring_proof(validator, endpoint, body) is ProofAnswer.NONE:
+                return
+            self._told.add((endpoint, identity))
 
     # ------------------------------------------------------------------ parts
 

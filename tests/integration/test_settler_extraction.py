@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -16,7 +16,7 @@ import trio
 from emcd.accounting.reward_tree import RewardTree
 from emcd.accounting.round_close import ClosedRound
 from emcd.accounting.round_result import decode_totals
-from emcd.chain import Chain, ChainConfig
+from emcd.chain import Chain, ChainConfig, Failed
 from emcd.keys import SigningKey
 from emcd.ledger import Connection, Ledger, open_ledger
 from emcd.net.http_server import serve_http
@@ -40,6 +40,7 @@ from tests.support.settler_world import (
     RECIPIENT,
     SETTLER,
     WALLET,
+    LyingOutbox,
     Prepared,
     SettlerWorld,
     prepare,
@@ -367,6 +368,35 @@ async def test_settler_wallet_that_claims_itself_meanwhile_loses_nothing(world: 
 
     assert row["reason"] == "the active root gives the wallet nothing more"
     assert await world.balance(WALLET.address) == earned(closed)
+
+
+@pytest.mark.parametrize("name", ["NonceUsed", "Expired", "NothingToClaim", "WrongSigner"])
+async def test_settler_estimate_that_lies_ends_no_claim(world: SettlerWorld, name: str) -> None:
+    closed = world.close_round(0)
+    world.attest(closed.round_root)
+    world.request(0)
+    await world.move_to_round(2)
+    role = world.make_role()
+    await world.set_up(role, "settler")
+    lies = {f"claim:{WALLET.address}:0": Failed(name, "a lie")}
+    role._claimer._outbox = cast("Any", LyingOutbox(role._outbox, lies))
+
+    async def find_tx(_: str) -> None:
+        return None
+
+    role._claimer._find_tx = find_tx
+    async with trio.open_nursery() as nursery:
+        await nursery.start(role.run)
+        await world.wait_state(0, "confirmed")
+        await world.move_to_round(4)
+        await world.wait_request("submitted")
+        await world.wait_polls()
+        world.clock.at_ms += 2000
+        row = await world.wait_request("claimed")
+        nursery.cancel_scope.cancel()
+
+    assert row["attempt"] == 1
+    assert await world.balance() == earned(closed)
 
 
 async def _give_gas(world: SettlerWorld, key: SigningKey = WALLET) -> None:

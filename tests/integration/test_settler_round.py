@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
 
 from emcd.accounting.emission import issue_wei
-from emcd.chain import PublicationState
+from emcd.chain import Failed, PublicationState
 from emcd.money import encode_wei
 from emcd.proto.address import hex_hash
 from emcd.proto.eip712 import Domain
@@ -26,6 +26,7 @@ from tests.support.round_world import edited
 from tests.support.settler_world import (
     SETTLER,
     VALIDATORS,
+    LyingOutbox,
     Prepared,
     SettlerWorld,
     prepare,
@@ -408,3 +409,95 @@ async def test_settler_takes_the_fee_once_the_root_is_active(tmp_path: Path) -> 
 
         assert closed.result.issue_wei + fee_wei == issue_wei(0)
         assert await world.count_sent() == 2
+
+
+async def test_settler_free_empty_wallet_does_not_stop_the_boundary(world: SettlerWorld) -> None:
+    """It asks for a round of its own before the boundary, and everything there is worth nothing to it."""
+    first = world.close_round(0)
+    world.attest(first.round_root)
+    for index in (10, 11, 12, 13, 23):
+        world.attest(world.close_round(index).round_root)
+    await world.move_to_round(13)
+
+    async with world.running(publish_every_rounds=None) as role:
+        await world.wait_state(11, "confirmed")
+        world.request(12, wallet=make_key("empty wallet"))
+        await world.move_to_round(15)
+        await world.wait_state(12, "collecting")
+        await world.wait_polls()
+        assert await world.count_sent() == 1
+        del world.bundles[12]  # nor does a hub that has not the bundle of a round that nobody needs
+        await world.move_to_round(25)
+        await world.wait_state(23, "confirmed")
+        assert "overdue" not in role.health().reason
+
+
+async def test_settler_boundary_without_a_quorum_is_a_complaint(world: SettlerWorld) -> None:
+    closed = world.close_round(11)
+    world.attest(closed.round_root, "v1", "v2")
+    await world.move_to_round(13)
+
+    async with world.running(publish_every_rounds=None) as role:
+        await world.wait_state(11, "collecting")
+        await world.wait_polls()
+        assert role.health().state is HealthState.READY
+        await world.move_to_round(16)
+        await world.wait_for(lambda: _says(role, "round 11 is due and not published: no quorum"))
+        world.attest(closed.round_root)
+        await world.wait_state(11, "confirmed")
+        await world.wait_for(lambda: _says(role, ""))
+
+
+async def _says(role: Any, text: str) -> bool:
+    return text in role.health().reason if text else role.health().state is HealthState.READY
+
+
+@pytest.mark.parametrize("name", ["NoQuorum", "OverSchedule", "RoundTooOld"])
+async def test_settler_estimate_that_lies_ends_no_round(world: SettlerWorld, name: str) -> None:
+    world.attest(world.close_round(0).round_root)
+    await world.move_to_round(2)
+    role = world.make_role()
+    await world.set_up(role, "settler")
+    lies = {"publish:0": Failed(name, "a lie")}
+    role._publisher._outbox = cast("Any", LyingOutbox(role._outbox, lies))
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(role.run)
+        await world.wait_state(0, "submitted")
+        await world.wait_polls()
+        world.clock.at_ms += 2000
+        row = await world.wait_state(0, "confirmed")
+        nursery.cancel_scope.cancel()
+
+    assert row["attempt"] == 1
+    assert await world.chain.distributor.find_last_round() == 0
+
+
+async def test_settler_fee_refused_by_a_pause_is_asked_for_again(tmp_path: Path) -> None:
+    fee_wei = 7 * 10**18
+    params = edited(devnet_params(GENESIS_S), publish_fee_wei=encode_wei(fee_wei))
+    folder = tmp_path / "network"
+    folder.mkdir()
+    async with settler_world(await prepare(tmp_path, params), folder) as world:
+        world.attest(world.close_round(0).round_root)
+        await world.move_to_round(2)
+        role = world.make_role()
+        await world.set_up(role, "settler")
+        lies = {"fee:0": Failed("IsPaused", "paused"), "fee:0:1": Failed("IsPaused", "paused")}
+        role._publisher._outbox = cast("Any", LyingOutbox(role._outbox, lies))
+
+        async def is_paid() -> bool:
+            world.clock.at_ms += 100
+            return await world.balance(SETTLER.address) == fee_wei
+
+        async def is_active() -> bool:
+            return bool((await world.find_row(0))["is_active"])
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(role.run)
+            await world.wait_state(0, "confirmed")
+            await world.move_to_round(4)
+            await world.wait_for(is_paid)
+            await world.wait_for(is_active)
+            nursery.cancel_scope.cancel()
+        assert (await world.find_row(0))["attempt"] == 2

@@ -31,7 +31,7 @@ from emcd.accounting.offence import (
     write_proof,
 )
 from emcd.bus import Bus
-from emcd.chain import CallReverted
+from emcd.chain import CallReverted, Failed
 from emcd.errors import ConfigError
 from emcd.keys import SigningKey
 from emcd.ledger import Ledger, open_ledger
@@ -61,7 +61,14 @@ from emcd_validator.slash_desk import SlashDesk
 from emcd_validator.validator import Validator
 from tests.support.devchain import ETHER
 from tests.support.network import GENESIS_S, HOLDER
-from tests.support.settler_world import VALIDATORS, Prepared, SettlerWorld, prepare, settler_world
+from tests.support.settler_world import (
+    VALIDATORS,
+    LyingOutbox,
+    Prepared,
+    SettlerWorld,
+    prepare,
+    settler_world,
+)
 
 HUB, NODE = make_key("hub"), make_key("node")
 HUB_WEI, NODE_WEI = 10_000 * ETHER, 3_000 * ETHER
@@ -138,6 +145,18 @@ class Court:
     def seal(self, bundle: bytes, index: int = 1, domain: Domain | None = None) -> SignedSeal:
         content = BundleSeal(HUB.address, index, bundle)
         return SignedSeal(content, HUB.sign(domain or self.world.deployment.staking_domain, content))
+
+    def double_seal(self, key: SigningKey, index: int) -> DoubleSeal:
+        domain = self.world.deployment.staking_domain
+        seals = [BundleSeal(key.address, index, bundle) for bundle in (A, B)]
+        return DoubleSeal(*(SignedSeal(item, key.sign(domain, item)) for item in seals))
+
+    async def rotate(self, following: SigningKey, nonce: int) -> None:
+        """The hub's wallet names the hub's next key."""
+        binding = Binding(following.address, HOLDER.address, int(ParticipantRole.HUB), nonce, 2**40)
+        signature = following.sign(self.world.deployment.staking_domain, binding)
+        call = self.world.chain.staking.submit_rotate_key(HUB.address, binding, signature)
+        await self.world.network.send(HOLDER, call)
 
     def root(self, bundle: bytes, name: str = "v4", index: int = 0) -> SignedRoot:
         content = RoundRoot(index, bundle, A, 1)
@@ -289,6 +308,29 @@ async def test_nobody_loses_anything_by_what_a_liar_posts(court: Court) -> None:
     assert (board.offences, board.quorums) == ([], [])
 
 
+async def test_hub_is_slashed_only_for_seals_by_its_key_in_force_in_their_round(court: Court) -> None:
+    """A key that leaked while it waited was cancelled; the next one came into force."""
+    world, staking, params = court.world, court.world.chain.staking, court.world.params
+    leaked, following = make_key("leaked next key"), make_key("the hub's second key")
+    await court.rotate(leaked, 2)
+    for index in (1, 3):
+        assert set(await court.post(court.double_seal(leaked, index))) == {400}, "it waits"
+    await world.network.send(HOLDER, staking.submit_cancel_rotation(HUB.address))
+    for index in (1, 2, 3):
+        assert set(await court.post(court.double_seal(leaked, index))) == {400}
+    assert (await fetch_board(world.chain, allow_loopback=True)).offences == []
+    await court.rotate(following, 3)
+    found = await staking.find_participant(HUB.address)
+    assert found is not None
+    first = found.next_from_epoch * params.epoch_rounds
+    await world.move_to_round(first + 1)
+    wrong = [(following, first - 1), (HUB, first), (leaked, first), (leaked, first - 1)]
+    for key, index in wrong:
+        assert set(await court.post(court.double_seal(key, index))) == {400}, index
+    for key, index in ((HUB, first - 1), (following, first)):
+        assert set(await court.post(court.double_seal(key, index))) == {202}, index
+
+
 async def test_order_of_validators_is_brought_by_anybody_and_counts_once(court: Court) -> None:
     proof = DoubleSeal(court.seal(A), court.seal(B))
     identity = bytes(evidence_hash(offence_of(proof)))
@@ -324,12 +366,19 @@ async def test_settler_that_comes_second_takes_it_as_done(court: Court) -> None:
     )
     staking = court.world.chain.staking
 
-    async def not_yet(identity: bytes, **_: Any) -> bool:
-        return False
+    looks = 0
+
+    async def not_yet(identity: bytes, **at: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 1 and await staking.fetch_evidence_used(identity, **at)
 
     role = court.world.make_role()
     await court.world.set_up(role, "settler")
-    role._slasher._chain = cast("Any", SimpleNamespace(staking=_Blind(staking, not_yet)))
+    role._slasher._chain = cast(
+        "Any",
+        SimpleNamespace(staking=_Blind(staking, not_yet), confirmed_head=court.world.chain.confirmed_head),
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(role.run)
 
@@ -341,6 +390,33 @@ async def test_settler_that_comes_second_takes_it_as_done(court: Court) -> None:
         await court.world.wait_for(ended)
         nursery.cancel_scope.cancel()
     assert await court.staked(HUB.address) == HUB_WEI // 2
+
+
+async def test_estimate_that_lies_about_an_order_ends_nothing(court: Court) -> None:
+    """Each name is one endpoint's false word before anything was sent."""
+    proof = DoubleSeal(court.seal(A), court.seal(B))
+    key = f"slash:{bytes(evidence_hash(offence_of(proof))).hex()}"
+    lies = {
+        key: Failed("EvidenceUsed", "a lie"),
+        f"{key}:1": Failed("NotStaked", "a lie"),
+        f"{key}:2": Failed("Panic", "a lie"),
+    }
+    role = court.world.make_role()
+    await court.world.set_up(role, "settler")
+    role._slasher._outbox = cast("Any", LyingOutbox(role._outbox, lies))
+    await court.post(proof)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(role.run)
+
+        async def is_punished() -> bool:
+            sql = "SELECT state FROM settler_slashes"
+            row = await court.world.ledger.read(lambda con: con.execute(sql).fetchone())
+            if row is not None and row[0] == "again":
+                court.world.clock.at_ms += 500
+            return await court.staked(HUB.address) == HUB_WEI // 2
+
+        await court.world.wait_for(is_punished)
+        nursery.cancel_scope.cancel()
 
 
 class _Blind:

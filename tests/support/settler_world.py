@@ -7,7 +7,7 @@ The validators and the hub say what a test puts into `attestations`, `bundles` a
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ import trio
 
 from emcd.accounting.round_close import ClosedRound
 from emcd.accounting.round_result import decode_totals
-from emcd.chain import Chain, ChainConfig, Rpc
+from emcd.chain import Chain, ChainConfig, Outbox, Rpc, TxIntent, TxOutcome
 from emcd.clock import ManualClock
 from emcd.config import KeyFile
 from emcd.keys import SigningKey
@@ -278,6 +278,22 @@ class SettlerWorld:
             headers.append((b"x-emc-bundle-seal", self.seal.encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+class LyingOutbox:
+    """An outbox that never sends what stands under some keys, and says that it failed."""
+
+    def __init__(self, outbox: Outbox, lies: Mapping[str, TxOutcome]) -> None:
+        self._outbox = outbox
+        self._lies = lies
+        self.address = outbox.address
+
+    async def submit(self, intent: TxIntent) -> None:
+        if intent.key not in self._lies:
+            await self._outbox.submit(intent)
+
+    async def find(self, key: str) -> TxOutcome | None:
+        return self._lies[key] if key in self._lies else await self._outbox.find(key)
 
 
 def write_attestation(root: RoundRoot, signature: bytes) -> bytes:

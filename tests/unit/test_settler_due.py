@@ -26,7 +26,7 @@ from emcd_settler.attestation import (
 )
 from emcd_settler.config import SettlerConfig
 from emcd_settler.extraction_rule import is_expired, read_request
-from emcd_settler.publisher import Due, find_due
+from emcd_settler.publisher import Due, list_candidates, list_due
 from tests.support.round_world import CHAIN_ID, DISTRIBUTOR, STAKING, edited
 
 DOMAIN = Domain(CHAIN_ID, DISTRIBUTOR)
@@ -45,29 +45,53 @@ POWERS = {key.address: 100 for key in KEYS}
 @pytest.mark.parametrize(
     ("closed", "last", "tip", "every", "wanted", "due"),
     [
-        (-2, -1, -1, 1, [], None),
-        (-1, -1, -1, 1, [], None),
-        (0, -1, -1, 1, [], Due(0, False)),
-        (0, 0, 0, 1, [], None),
-        (10, -1, -1, 12, [], None),
-        (11, -1, -1, 12, [], Due(11, False)),
-        (20, -1, -1, 12, [], Due(11, False)),
-        (40, 11, 11, 12, [], Due(35, False)),
-        (40, 35, 35, 12, [], None),
-        (40, 35, 35, 12, [35, 20], None),
-        (40, 35, 35, 12, [38, 37], Due(37, True)),
-        (40, 35, 35, 12, [41], None),
-        (40, 23, 23, 12, [25], Due(25, True)),
-        (40, 23, 23, 12, [35], Due(35, False)),
-        (40, 23, 23, 12, [20], Due(35, False)),
-        (40, 35, 23, 12, [], Due(36, False)),
-        (40, 35, 23, 12, [30], Due(36, False)),
-        (40, 40, 23, 12, [30], None),
+        (-2, -1, -1, 1, [], []),
+        (-1, -1, -1, 1, [], []),
+        (0, -1, -1, 1, [], [Due(0, False)]),
+        (0, 0, 0, 1, [], []),
+        (10, -1, -1, 12, [], []),
+        (11, -1, -1, 12, [], [Due(11, False)]),
+        (20, -1, -1, 12, [], [Due(11, False)]),
+        (40, 11, 11, 12, [], [Due(35, False)]),
+        (40, 35, 35, 12, [], []),
+        (40, 35, 35, 12, [35, 20], []),
+        (40, 35, 35, 12, [38, 37], [Due(37, True), Due(38, True)]),
+        (40, 35, 35, 12, [39, 38, 37, 38], [Due(37, True), Due(39, True)]),
+        (40, 35, 35, 12, [41], []),
+        (40, 23, 23, 12, [25], [Due(25, True), Due(35, False)]),
+        (40, 23, 23, 12, [35], [Due(35, False)]),
+        (40, 23, 23, 12, [38], [Due(35, False)]),
+        (40, 23, 23, 12, [20], [Due(35, False)]),
+        (40, 35, 23, 12, [], [Due(36, False)]),
+        (40, 35, 23, 12, [30], [Due(36, False)]),
+        (40, 40, 23, 12, [30], []),
     ],
 )
-def test_due_round(closed: int, last: int, tip: int, every: int, wanted: list[int], due: Due | None) -> None:
+def test_due_rounds(closed: int, last: int, tip: int, every: int, wanted: list[int], due: list[Due]) -> None:
     """last 35 and tip 23: what was published up to 35 was vetoed, and no number comes back."""
-    assert find_due(closed, last, tip, every, wanted) == due
+    assert list_due(closed, last, tip, every, wanted) == due
+
+
+@pytest.mark.parametrize("closed", range(23, 48))
+def test_due_request_for_an_early_round_never_hides_the_boundary(closed: int) -> None:
+    due = list_due(closed, 11, 11, 12, [12])
+    looked_at = list_candidates(closed, 0, due)
+    boundary = (closed + 1) // 12 * 12 - 1
+
+    assert Due(boundary, False) in looked_at
+    assert [item.round for item in looked_at if item.is_forced] == [12, 13, 14, 15]
+
+
+def test_due_candidates_from_the_boundary_on_need_not_be_worth_anything() -> None:
+    assert list_candidates(40, 0, list_due(40, 23, 23, 12, [34])) == [
+        Due(34, True), *(Due(index, False) for index in (35, 36, 37, 38))
+    ]  # fmt: skip
+    assert list_candidates(40, 36, list_due(40, 23, 23, 12, [])) == [
+        Due(index, False) for index in (36, 37, 38, 39)
+    ]
+    assert list_candidates(40, 0, [Due(36, True), Due(39, True)]) == [
+        Due(index, True) for index in (36, 37, 39, 40)
+    ]
 
 
 def attest(*outcomes: RoundRoot | None) -> list[Attestation]:
@@ -153,11 +177,19 @@ def test_request_is_in_order_up_to_its_deadline() -> None:
         "state": "x",
     }
 
-    assert read_request(DOMAIN, table, 1000).extraction == extraction
+    assert read_request(DOMAIN, table, 1000, 1).extraction == extraction
     assert not is_expired(extraction, 1000)
-    for now_s, domain in ((1001, DOMAIN), (0, Domain(2, DISTRIBUTOR)), (0, Domain(CHAIN_ID, STAKING))):
+    far_s = 1000 - 400 * 86_400
+    assert read_request(DOMAIN, table, far_s, 1).extraction == extraction
+    for now_s, current, domain in (
+        (1001, 1, DOMAIN),
+        (1000, 0, DOMAIN),
+        (far_s - 1, 1, DOMAIN),
+        (0, 1, Domain(2, DISTRIBUTOR)),
+        (0, 1, Domain(CHAIN_ID, STAKING)),
+    ):
         with pytest.raises(RemoteProtocolError) as caught:
-            read_request(domain, table, now_s)
+            read_request(domain, table, now_s, current)
         assert caught.value.code == "EMC-1974"
 
 
