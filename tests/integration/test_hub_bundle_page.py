@@ -104,7 +104,7 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 async def archive(served: Served) -> None:
     await served.hub.publish(served.facts)
-    served.hub.set_round(9)
+    await served.hub.pass_to(9)
     assert await served.hub.archivist.step()
 
 
