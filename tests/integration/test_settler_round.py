@@ -96,9 +96,9 @@ async def test_settler_too_little_power_waits_for_more(world: SettlerWorld) -> N
     await world.move_to_round(2)
 
     async with world.running():
+        await world.wait_state(0, "collecting")
         await world.wait_polls()
-        row = await world.find_row(0)
-        assert row["state"] == "collecting"
+        assert (await world.find_row(0))["state"] == "collecting"
         assert await world.count_sent() == 0
         world.attest(closed.round_root, "v4")
         await world.wait_state(0, "confirmed")
