@@ -18,7 +18,7 @@ from emcd.accounting.consequence import UnequalRecord, tell_batch, tell_call
 from emcd.accounting.tally import CallTally
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
-from emcd.proto.address import address_bytes, address_from_bytes, hex_hash
+from emcd.proto.address import address_bytes, hex_hash
 from emcd.proto.bundle_calls import CallGroup, GroupHashes, hash_group
 from emcd.proto.bundle_codec import BundleFault, BundleReader, Section, describe_key
 from emcd.proto.bundle_table import iter_records
@@ -61,7 +61,7 @@ class _CallAudit:
             if row >= 0:
                 raise self._fault("EMC-1912", first, group, hashes, row, detail)
             counts = proven & self._check.may_count(group)
-            self._sums.add(self._sums.columns(group), counts)
+            self._sums.add(group.node, group.vault_micro, counts)
             named = self._sums.find_probed(group).tolist()
             self._sums.keep_probed(group, named, hashes, self._directory, proven, counts)
             if progress is not None:
@@ -72,8 +72,7 @@ class _CallAudit:
             except RemoteProtocolError as exc:
                 name, effect = describe_key(Section.BATCHES, entry), self._tell_batch(index, entry.signer)
                 raise UnequalRecord(exc.code, Section.BATCHES, index, name, exc.detail, effect) from exc
-        routers = [address_from_bytes(row.tobytes()) for row in self._directory.routers]
-        return self._sums.finish(self._groups.signers[1:], routers)
+        return self._sums.finish(self._groups.signers[1:])
 
     def _require_rules(self, first: int, group: CallGroup, hashes: GroupHashes) -> None:
         doubtful = np.flatnonzero(self._check.flag(group, self._directory))

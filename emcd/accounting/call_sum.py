@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from emcd.accounting.tally import ROUTER_SLICES, CallTally, NodeTally, ProbedCall
+from emcd.accounting.tally import CallTally, NodeTally, ProbedCall
 from emcd.accounting.terms import RoundTerms
 from emcd.proto.address import address_from_bytes
 from emcd.proto.bundle_calls import CallGroup, Directory, GroupHashes, Mask
 from emcd.proto.bundle_column import U64, as_strings, rows_of
-from emcd.types import ZERO_ADDRESS, Address
+from emcd.types import Address
 
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _Counts = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class SumColumns:
-    """What of calls goes into the sums: node and router as numbers of the directory."""
-
-    node: U64
-    router: U64
-    slice: npt.NDArray[np.uint8]
-    vault_micro: U64
 
 
 class CallSums:
@@ -40,33 +29,25 @@ class CallSums:
         self._counted = np.zeros(0, np.int64)
         self._vault_high = np.zeros(0, np.int64)
         self._vault_low = np.zeros(0, np.int64)
-        self._through: set[int] = set()
         self._vault_all = 0
         self.probed: dict[bytes, ProbedCall] = {}
 
-    def columns(self, group: CallGroup) -> SumColumns:
-        """The columns of a group whose calls passed their checks."""
-        start, length = self._terms.start_ms, self._terms.end_ms - self._terms.start_ms
-        elapsed = group.finished_at_ms.astype(np.int64) - np.int64(start)
-        slices = (elapsed * ROUTER_SLICES // np.int64(length)) % ROUTER_SLICES
-        return SumColumns(group.node, group.router, slices.astype(np.uint8), group.vault_micro)
+    def add(self, nodes: U64, vault_micro: U64, counts: Mask) -> None:
+        """Count calls.
 
-    def add(self, part: SumColumns, counts: Mask) -> None:
-        """Count calls; `counts`: those that earn."""
-        size = max(len(self._calls), int(part.node.max()) + 1) if len(part.node) else len(self._calls)
-        node = part.node.astype(np.int64)
+        Args: `nodes` numbers of the directory, `counts` those that earn.
+        """
+        size = max(len(self._calls), int(nodes.max()) + 1) if len(nodes) else len(self._calls)
+        node = nodes.astype(np.int64)
         earns = node[counts]
-        vault = part.vault_micro[counts]
+        vault = vault_micro[counts]
         self._calls = _added(self._calls, np.bincount(node, minlength=size))
         self._counted = _added(self._counted, np.bincount(earns, minlength=size))
         for name, half in (("_vault_high", vault >> _SHIFT), ("_vault_low", vault & _LOW)):
             sums = np.zeros(size, np.int64)
             np.add.at(sums, earns, half.astype(np.int64))
             setattr(self, name, _added(getattr(self, name), sums))
-        whole = part.vault_micro
-        self._vault_all += (int((whole >> _SHIFT).sum()) << 32) + int((whole & _LOW).sum())
-        through = part.router[counts] * np.uint64(ROUTER_SLICES) + part.slice[counts]
-        self._through.update(np.unique(through).tolist())
+        self._vault_all += (int((vault_micro >> _SHIFT).sum()) << 32) + int((vault_micro & _LOW).sum())
 
     def find_probed(self, group: CallGroup) -> npt.NDArray[np.int64]:
         """The rows of a group that a reveal names and that finished in the round."""
@@ -89,6 +70,7 @@ class CallSums:
         for row in rows:
             self.probed[group.call_id[row].tobytes()] = ProbedCall(
                 address_from_bytes(directory.nodes[int(group.node[row])].tobytes()),
+                address_from_bytes(directory.routers[int(group.router[row])].tobytes()),
                 group.request_hash[row].tobytes(),
                 group.response_hash[row].tobytes(),
                 hashes.receipt[row].tobytes(),
@@ -97,27 +79,21 @@ class CallSums:
                 bool(counts[row]),
             )
 
-    def finish(self, nodes: Sequence[Address], routers: Sequence[Address]) -> CallTally:
-        """The sums by address; the lists say what the numbers mean."""
+    def finish(self, nodes: Sequence[Address]) -> CallTally:
+        """The sums by address; the list says what the numbers mean."""
         columns = (self._calls, self._counted, self._vault_high, self._vault_low)
         rows = zip(*(column.tolist() for column in columns), strict=True)
-        tally = CallTally(
+        return CallTally(
             {
                 nodes[number]: NodeTally(calls, counted, (high << 32) + low)
                 for number, (calls, counted, high, low) in enumerate(rows)
                 if calls
             },
-            {},
             self.probed,
             int(self._calls.sum()),
             int(self._counted.sum()),
             self._vault_all,
         )
-        for key in self._through:
-            router, part = divmod(key, ROUTER_SLICES)
-            if routers[router] != ZERO_ADDRESS:
-                tally.router_slices.setdefault(routers[router], set()).add(part)
-        return tally
 
 
 def _added(sums: _Counts, more: _Counts) -> _Counts:

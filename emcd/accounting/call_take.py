@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from emcd.accounting.call_check import CallCheck
 from emcd.accounting.call_rule import hash_call, require_call
-from emcd.accounting.call_sum import CallSums, SumColumns
+from emcd.accounting.call_sum import CallSums
 from emcd.accounting.record_index import RecordIndex
 from emcd.accounting.tally import CallTally
 from emcd.accounting.terms import RoundTerms
@@ -48,10 +48,9 @@ class CallTake:
         self._waiting: list[_Part] = []
         self._last_id = b""
         self._hashes = (bytearray(), bytearray(), bytearray())
-        self._columns: tuple[bytearray, ...] = tuple(bytearray() for _ in range(5))
+        self._columns: tuple[bytearray, ...] = tuple(bytearray() for _ in range(3))
         self._probed: list[tuple[npt.NDArray[np.int64], CallGroup, GroupHashes]] = []
         self.nodes: list[Address] = []
-        self.routers: list[Address] = []
 
     def take(self, rows: Iterable[CallRow], progress: Callable[[int, int], None] | None = None) -> None:
         """Take all calls, ascending by id. Raises: LocalProtocolError EMC-1904."""
@@ -64,7 +63,7 @@ class CallTake:
             if progress is not None:
                 progress(self._writer.count, 0)
         self._write(whole_groups=False)
-        self.nodes, self.routers = self._writer.put_directory(self._table.directory)
+        self.nodes = self._writer.put_directory(self._table.directory)
 
     def index(self) -> RecordIndex:
         """The record hashes of all calls taken."""
@@ -75,15 +74,15 @@ class CallTake:
     def settle(self, places: CallPlaces) -> CallTally:
         """Write where the records stand, and add up."""
         self._writer.put_places(places)
-        node, router, vault = (np.frombuffer(part, np.uint64) for part in self._columns[:3])
-        slices, may_count = (np.frombuffer(part, np.uint8) for part in self._columns[3:])
+        nodes, vault_micro = (np.frombuffer(part, np.uint64) for part in self._columns[:2])
+        may_count = np.frombuffer(self._columns[2], np.uint8)
         proven: Mask = (places.forward != 0) & (places.receipt != 0) & (places.delivery != 0)
         counts = proven & (may_count != 0)
-        self._sums.add(SumColumns(node, router, slices, vault), counts)
+        self._sums.add(nodes, vault_micro, counts)
         directory = self._table.directory
         for rows, group, hashes in self._probed:
             self._sums.keep_probed(group, range(len(group)), hashes, directory, proven[rows], counts[rows])
-        return self._sums.finish(self.nodes, self.routers)
+        return self._sums.finish(self.nodes)
 
     # ------------------------------------------------------------------ a part
 
@@ -167,13 +166,10 @@ class CallTake:
             self._probed.append((position + named, group.take(named), _take_hashes(hashes, named)))
         may_count = self._check.may_count(group)
         self._writer.put(group)
-        columns = self._sums.columns(group)
-        for store, values in zip(
-            self._columns[:3], (columns.node, columns.router, columns.vault_micro), strict=True
-        ):
-            store.extend(values.tobytes())
-        for store, flags in zip(self._columns[3:], (columns.slice, may_count.astype(np.uint8)), strict=True):
-            store.extend(flags.tobytes())
+        flags = may_count.astype(np.uint8)
+        columns = (group.node.tobytes(), group.vault_micro.tobytes(), flags.tobytes())
+        for store, values in zip(self._columns, columns, strict=True):
+            store.extend(values)
         for store, rows in zip(self._hashes, (hashes.forward, hashes.receipt, hashes.delivery), strict=True):
             store.extend(rows.tobytes())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from emcd.accounting.tally import ROUTER_SLICES
 from emcd.proto.params import NetworkParams
 from emcd.types import Micro
 
@@ -17,6 +16,6 @@ def validator_credits_floor(params: NetworkParams, done: int, planned: int) -> M
     return Micro(params.validator_round_micro * done // planned if planned else 0)
 
 
-def router_credits_floor(params: NetworkParams, slices: int) -> Micro:
-    """The router's round pro rata of the twelfths of it in which it forwarded."""
-    return Micro(params.router_round_micro * slices // ROUTER_SLICES)
+def router_credits_floor(params: NetworkParams, forwarded: int, due: int) -> Micro:
+    """The router's round pro rata of its nodes' probes that went through it and were answered."""
+    return Micro(params.router_round_micro * forwarded // due if due else 0)

@@ -190,7 +190,7 @@ def _ending(call: CallEntry) -> str:
 
 _WEIGHS = {
     ParticipantRole.COMPUTE: "vault-paid calls and passed probes",
-    ParticipantRole.ROUTER: "the share of the round in which it forwarded",
+    ParticipantRole.ROUTER: "its nodes' probes that went through it and were answered",
     ParticipantRole.VALIDATOR: "probes done of those planned",
 }
 

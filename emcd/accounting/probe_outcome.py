@@ -4,6 +4,11 @@ A verdict on an answer needs the answer: it is backed by a call of the bundle wi
 request and its response; an ERROR needs the call alone, or none. One call backs one probe, that
 whose planned time is nearest to the call's start; a planned time is drawn from the seed that its
 validator committed to, so that copying another's probe gains nothing.
+
+A router earns by the probes alone: the hub names the router of a call, and so could favour one with
+calls that nobody asked for, but it does not know which calls are probes, and the node's receipt is over
+the forward that names the router. Of all probes that were done at the nodes it had in the round, those
+count that went through it and were answered: while it is down its nodes are elsewhere or nowhere.
 Source: DESIGN 2.4 and 2.6, VERIFICATION 4 and 5.
 """
 
@@ -21,7 +26,7 @@ from emcd.accounting.terms import RoundTerms
 from emcd.proto.address import address_bytes
 from emcd.proto.bundle import ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.messages import Verdict
-from emcd.types import Address
+from emcd.types import ZERO_ADDRESS, Address
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,14 @@ class Accusation:
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """Counts of the round: probes planned and done by validator, passed by node."""
+    """Counts of the round: probes planned and done by validator, passed by node; by router those that it
+    forwarded, and those that were done at its nodes and so were due to it."""
 
     planned: Counter[Address]
     done: Counter[Address]
     passed: Counter[Address]
+    forwarded: Counter[Address]
+    due: Counter[Address]
     accusations: tuple[Accusation, ...]
 
     @property
@@ -61,23 +69,28 @@ def compute_probe_outcome(
     backed = _backed(terms, [(reveal.seed, probe) for reveal, probe in probes], calls)
     done: Counter[Address] = Counter()
     passed: Counter[Address] = Counter()
+    probed: Counter[Address] = Counter()
+    routes: list[tuple[Address, ProbedCall]] = []
     accusations = []
     for reveal, probe in probes:
         verdict = Verdict(probe.verdict)
         is_backed = (probe.node, probe.slot) in backed
-        done[reveal.validator] += _is_done(
-            verdict, probe, is_backed=is_backed, is_online=probe.node in online
-        )
+        is_done = _is_done(verdict, probe, is_backed=is_backed, is_online=probe.node in online)
+        done[reveal.validator] += is_done
+        probed[probe.node] += is_done
         if not is_backed:
             continue
         call = calls[probe.call_id]
+        routes.append((probe.node, call))
         passed[probe.node] += verdict is Verdict.PASS and call.counts
         if verdict.is_strike:
             accusations.append(
                 Accusation(reveal.validator, probe.node, probe.call_id, call.receipt_hash, verdict)
             )
     planned = Counter(assignment.validator for assignment in terms.assignments.values())
-    return ProbeOutcome(planned, +done, +passed, tuple(sorted(accusations, key=lambda item: item.call_id)))
+    forwarded, due = _count_routes(routes, probed)
+    accused = tuple(sorted(accusations, key=lambda item: item.call_id))
+    return ProbeOutcome(planned, +done, +passed, forwarded, due, accused)
 
 
 def list_standing_strikes(
@@ -102,6 +115,23 @@ def list_standing_strikes(
         elif terms.is_quorum(strike):
             strikes.append(Strike(item.node, item.call_id, Verdict.FAIL))
     return tuple(strikes)
+
+
+def _count_routes(
+    routes: Iterable[tuple[Address, ProbedCall]], probed: Mapping[Address, int]
+) -> tuple[Counter[Address], Counter[Address]]:
+    """By router: probes it forwarded, and probes done at the nodes that it had.
+
+    Args: `routes` node and call of the probes that a call backs, `probed` probes done by node.
+    """
+    forwarded: Counter[Address] = Counter()
+    nodes: dict[Address, set[Address]] = {}
+    for node, call in routes:
+        if call.router != ZERO_ADDRESS:
+            forwarded[call.router] += call.counts
+            nodes.setdefault(call.router, set()).add(node)
+    due = Counter({router: sum(probed[node] for node in its) for router, its in nodes.items()})
+    return +forwarded, due
 
 
 def _backed(

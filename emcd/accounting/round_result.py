@@ -113,7 +113,7 @@ def _credits(terms: RoundTerms, evidence: RoundEvidence, entry: SnapshotEntry | 
     if entry is not None and entry.role == ParticipantRole.VALIDATOR:
         return validator_credits_floor(terms.params, probes.done[node], probes.planned[node])
     if entry is not None and entry.role == ParticipantRole.ROUTER:
-        return router_credits_floor(terms.params, len(evidence.tally.router_slices.get(node, ())))
+        return router_credits_floor(terms.params, probes.forwarded[node], probes.due[node])
     tally = evidence.tally.nodes.get(node, NodeTally())
     return compute_node_credits_floor(terms.params, tally.vault_micro, probes.passed[node])
 
@@ -123,7 +123,7 @@ def _reason(
 ) -> Reason:
     is_router = entry is not None and entry.role == ParticipantRole.ROUTER
     successes = (
-        len(evidence.tally.router_slices.get(node, ()))
+        evidence.probes.forwarded[node]
         if is_router
         else evidence.tally.nodes.get(node, NodeTally()).counted_calls
     )

@@ -6,9 +6,6 @@ from dataclasses import dataclass, field
 
 from emcd.types import Address
 
-ROUTER_SLICES = 12
-"""A router is up in a slice of the round when a call that counts finished through it there."""
-
 
 @dataclass
 class NodeTally:
@@ -23,10 +20,12 @@ class NodeTally:
 class ProbedCall:
     """A call that a probe names; hashes are zero without a receipt.
 
-    `is_proven`: all three records stand in signed batches.
+    `router`: zero where the hub scheduled by itself. `is_proven`: all three records stand in signed
+    batches.
     """
 
     node: Address
+    router: Address
     request_hash: bytes
     response_hash: bytes
     receipt_hash: bytes
@@ -40,7 +39,6 @@ class CallTally:
     """Sums over calls; `probed` are those whose id a reveal names and that finished in the round."""
 
     nodes: dict[Address, NodeTally] = field(default_factory=dict)
-    router_slices: dict[Address, set[int]] = field(default_factory=dict)
     probed: dict[bytes, ProbedCall] = field(default_factory=dict)
     calls: int = 0
     counted_calls: int = 0

@@ -55,7 +55,7 @@ def _write_calls(writer: BundleWriter, bundle: Bundle) -> list[Address]:
             detail = "its records name another hub, forward or receipt than their own"
             raise LocalProtocolError("EMC-1902", f"calls[{index}]: {detail}")
         calls.put(group)
-    nodes, _ = calls.put_directory(table.directory)
+    nodes = calls.put_directory(table.directory)
     calls.put_places(_places(bundle.calls, bundle.batches))
     return nodes
 

@@ -130,8 +130,8 @@ class CallWriter:
         self._writer.put(pack_group(group))
         self.count += len(group)
 
-    def put_directory(self, directory: Directory) -> tuple[list[Address], list[Address]]:
-        """After the last group. Returns: the nodes and the routers, in their final order."""
+    def put_directory(self, directory: Directory) -> list[Address]:
+        """After the last group. Returns: the nodes in their final order."""
         orders = (self._nodes.order, self._routers.order, self._models.order)
         known = (directory.nodes, directory.routers, directory.models)
         self._listed = tuple(
@@ -139,7 +139,7 @@ class CallWriter:
         )  # type: ignore[assignment]
         if self.count:
             self._writer.put(pack_directory(*self._listed))
-        return list(map(address_from_bytes, self._listed[0])), list(map(address_from_bytes, self._listed[1]))
+        return list(map(address_from_bytes, self._listed[0]))
 
     def put_places(self, places: CallPlaces) -> None:
         """Where the records of all calls stand; closes the section."""

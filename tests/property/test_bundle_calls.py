@@ -13,7 +13,7 @@ from emcd.accounting.call_check import CallCheck
 from emcd.accounting.call_rule import CallStanding, check_standing, hash_call, require_call
 from emcd.accounting.call_sum import CallSums
 from emcd.accounting.price import charge_call_ceil, price_of
-from emcd.accounting.tally import ROUTER_SLICES, NodeTally
+from emcd.accounting.tally import NodeTally
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
 from emcd.proto.address import address_bytes, address_from_bytes
@@ -209,23 +209,18 @@ def test_group_sums_are_exact(seed: int, data: Any) -> None:
     table = CallTable()
     for start in range(0, len(rows), 5):
         group, _ = table.make_columns(rows[start : start + 5])
-        sums.add(sums.columns(group), np.array(counts[start : start + 5], np.bool_))
+        sums.add(group.node, group.vault_micro, np.array(counts[start : start + 5], np.bool_))
     names = [address_from_bytes(row.tobytes()) for row in table.directory.nodes]
 
-    tally = sums.finish(names, names)
+    tally = sums.finish(names)
 
     wanted: dict[Any, NodeTally] = {}
-    slices: dict[Any, set[int]] = {}
     for (forward, _, delivery), earns in zip(rows, counts, strict=True):
         node = wanted.setdefault(forward.node, NodeTally())
         node.calls += 1
         node.counted_calls += earns
         node.vault_micro += delivery.vault_micro * earns
-        if earns and forward.router != ZERO_ADDRESS:
-            part = (delivery.finished_at_ms - START) * ROUTER_SLICES // (END - START) % ROUTER_SLICES
-            slices.setdefault(forward.router, set()).add(part)
     assert tally.nodes == wanted
-    assert tally.router_slices == slices
     assert tally.vault_micro == sum(row[2].vault_micro for row in rows)
     assert (tally.calls, tally.counted_calls) == (len(rows), sum(counts))
 

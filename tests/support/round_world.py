@@ -109,6 +109,8 @@ class World:
     prices: PriceTable = field(default_factory=PriceTable)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """By node name: what its probes are found to be; PASS otherwise."""
+    routes: dict[tuple[str, int], str] = field(default_factory=dict)
+    """By node name and probe slot: the router that the probe's call goes through; none otherwise."""
     calls: list[CallRecords] = field(default_factory=list)
     chain_id: int = CHAIN_ID
     staking: Address = STAKING
@@ -244,7 +246,9 @@ class World:
                 self.calls.append(self.make_call(node, start + 100 * number))
         for probe in self.assignments():
             node = self.by_address[probe.node]
-            call = self.make_call(node, self.probe_time_ms(probe), tokens=(30, 0), from_vault=False)
+            route = self._through(self.routes.get((node, probe.slot)))
+            at_ms = self.probe_time_ms(probe)
+            call = self.make_call(node, at_ms, tokens=(30, 0), from_vault=False, edit=route)
             self.calls.append(call)
             verdict = self.verdicts.get(node, Verdict.PASS)
             assert call.receipt is not None
@@ -260,6 +264,12 @@ class World:
                     1234,
                 )
             )
+
+    @staticmethod
+    def _through(router: str | None) -> Callable[[str, Any], Any]:
+        """An edit that names the router of a call."""
+        address = ZERO_ADDRESS if router is None else address_of(router)
+        return lambda kind, record: edited(record, router=address) if kind == "forward" else record
 
     def batches(self, calls: Iterable[CallRecords] | None = None) -> list[SignedBatch]:
         """Signed batches over all records, one strange record in each hub batch."""

@@ -350,14 +350,28 @@ def through_router(world: World) -> list[SnapshotEntry]:
     return [*world.participants(), entry]
 
 
+PROBED = {(name, slot): "router-1" for name in ("node-1", "node-2", "node-3") for slot in range(2)}
+
+
 def test_router_with_everything_done_needs_no_status() -> None:
-    world = World()
+    world = World(routes=PROBED)
 
     steps = trace_node(close(world, participants=through_router(world)), ROUTER, ALL_CLAIMED)
 
     assert names(steps) == [name for name in STEPS if name != "online"]
     assert all(step.is_done for step in steps)
-    assert steps[2].evidence == "12 calls forwarded through it"
+    assert steps[2].evidence == "18 calls forwarded through it"
+
+
+def test_router_without_probes_breaks_at_metered() -> None:
+    world = World()
+
+    step = broken(trace_node(close(world, participants=through_router(world)), ROUTER, ALL_CLAIMED))
+
+    assert (step.name, step.evidence) == (
+        "metered",
+        "0.00 credits that weigh (its nodes' probes that went through it and were answered)",
+    )
 
 
 def test_router_that_forwarded_nothing_breaks_at_routed() -> None:

@@ -11,6 +11,7 @@ from emcd.accounting.terms import make_terms
 from emcd.proto.bundle import ProbeResult, RevealEntry
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
+from emcd.types import ZERO_ADDRESS
 from tests.support.round_world import World, address_of, edited
 
 NODE = address_of("node-1")
@@ -41,6 +42,7 @@ def due_ms(entry: RevealEntry) -> int:
 def outcome_of(reveals: list[RevealEntry], started_at_ms: int) -> ProbeOutcome:
     call = ProbedCall(
         node=NODE,
+        router=ZERO_ADDRESS,
         request_hash=REQUEST,
         response_hash=RESPONSE,
         receipt_hash=keccak(b"receipt"),

@@ -10,6 +10,7 @@ import pytest
 
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.emission import issue_wei
+from emcd.accounting.evidence_rule import NO_CALL
 from emcd.accounting.round_close import CallRecords, SignedBatch, close_round
 from emcd.errors import LocalProtocolError, RemoteProtocolError
 from emcd.money import encode_wei
@@ -182,27 +183,110 @@ def test_close_validator_without_reveal_has_no_plan() -> None:
     assert (row.reason, row.credits_micro) == ("no-plan", 0)
 
 
-def test_close_router_is_paid_by_the_twelfths_in_which_it_forwarded() -> None:
+# --------------------------------------------------------------------------- routers
+
+
+ROUTER_ROUND_MICRO = 20_000_000
+BOTH = {("node-1", 0): "router", ("node-1", 1): "router", ("node-2", 0): "router", ("node-2", 1): "router"}
+
+
+def close_routed(world: World, **evidence: Any) -> SealedBundle:
+    """Close a round in which a router takes part."""
+    wallet = address_of("router wallet")
+    row = SnapshotEntry(address_of("router"), wallet, ParticipantRole.ROUTER, encode_wei(10**23), 180, 0)
+    return checked(world.close({"participants": [*world.participants(), row]}, **evidence))
+
+
+def test_close_router_with_all_probes_of_its_nodes_earns_its_round() -> None:
+    row = result_of(close_routed(World(routes=BOTH)), "router")
+
+    assert (row.credits_micro, row.reason) == (ROUTER_ROUND_MICRO, "")
+    assert int.from_bytes(row.reward_wei, "big") > 0
+
+
+@pytest.mark.parametrize(("gone", "share"), [(1, (3, 4)), (2, (2, 2)), (3, (1, 2))])
+def test_close_router_whose_nodes_were_elsewhere_earns_its_share(gone: int, share: tuple[int, int]) -> None:
+    kept = dict(list(BOTH.items())[: len(BOTH) - gone])
+
+    row = result_of(close_routed(World(routes=kept)), "router")
+
+    assert row.credits_micro == ROUTER_ROUND_MICRO * share[0] // share[1]
+
+
+def test_close_router_that_calls_of_users_name_earns_nothing() -> None:
     world = World()
-    router = address_of("router")
-    row = SnapshotEntry(
-        router, address_of("router wallet"), ParticipantRole.ROUTER, encode_wei(10**23), 180, 0
-    )
     start = world.params.round_start_ms(world.round)
-    for at in (0, 10, 3_000, 14_000):
+    for at in range(0, 14_000, 1_000):
         world.calls.append(
             world.make_call(
                 "node-1",
                 start + at,
-                edit=lambda kind, r: edited(r, router=router) if kind == "forward" else r,
+                edit=lambda kind, r: edited(r, router=address_of("router")) if kind == "forward" else r,
             )
         )
 
-    closed = checked(world.close({"participants": [*world.participants(), row]}))
-    idle = checked(World().close({"participants": [*world.participants(), row]}))
+    row = result_of(close_routed(world), "router")
 
-    assert result_of(closed, "router").credits_micro == 20_000_000 * 3 // 12
-    assert result_of(idle, "router").reason == "no-success"
+    assert (row.reason, row.credits_micro) == ("no-success", 0)
+
+
+def test_close_router_whose_probe_had_no_answer_earns_its_share() -> None:
+    world = World(routes=BOTH)
+    for prober, probes in world.probes.items():
+        for index, probe in enumerate(probes):
+            if (world.by_address[probe.node], probe.slot) != ("node-1", 0):
+                continue
+            lost = world.make_call(
+                "node-1",
+                next(c for c in world.calls if c.forward.call_id == probe.call_id).forward.started_at_ms,
+                status=CallStatus.NODE_ERROR,
+                edit=lambda kind, r: (
+                    drop_receipt(kind, r) if kind != "forward" else edited(r, router=address_of("router"))
+                ),
+            )
+            world.calls = [c for c in world.calls if c.forward.call_id != probe.call_id] + [lost]
+            world.probes[prober][index] = edited(
+                probe,
+                call_id=lost.forward.call_id,
+                request_hash=lost.forward.request_hash,
+                response_hash=ZERO_HASH,
+                verdict=int(Verdict.ERROR),
+                statistic_e12=0,
+            )
+
+    row = result_of(close_routed(world), "router")
+
+    assert row.credits_micro == ROUTER_ROUND_MICRO * 3 // 4
+
+
+def test_close_probe_without_a_call_counts_against_the_router_of_its_node() -> None:
+    world = World(routes=BOTH)
+    for prober, probes in world.probes.items():
+        world.probes[prober] = [
+            edited(
+                probe,
+                call_id=NO_CALL,
+                request_hash=ZERO_HASH,
+                response_hash=ZERO_HASH,
+                verdict=int(Verdict.ERROR),
+                statistic_e12=0,
+            )
+            if (world.by_address[probe.node], probe.slot) == ("node-2", 1)
+            else probe
+            for probe in probes
+        ]
+
+    row = result_of(close_routed(world), "router")
+
+    assert row.credits_micro == ROUTER_ROUND_MICRO * 3 // 4
+
+
+def test_close_address_that_is_no_router_earns_nothing_for_probes_that_name_it() -> None:
+    closed = close_routed(World(routes=dict.fromkeys(BOTH, "node-3")))
+    plain = close_routed(World())
+
+    assert result_of(closed, "node-3").credits_micro == result_of(plain, "node-3").credits_micro
+    assert result_of(closed, "router").reason == "no-success"
 
 
 # --------------------------------------------------------------------------- which calls count
