@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import trio
 
 from emcd.cli.examination import Finding, Verdict
-from emcd.config import Config, ConfigFaults, Listen, list_values, load_config
+from emcd.config import Config, ConfigFaults, HttpListen, Listen, list_values, load_config
 from emcd.daemon.prepare import Prepared, prepare
 from emcd.daemon.status import fetch_status
 from emcd.errors import EmcdError, RecoverableError
@@ -59,6 +60,8 @@ def is_running(config: Config) -> bool:
 
 def check_port(where: str, listen: Listen, running: bool) -> Finding:
     """That the address can be listened on, or is ours already."""
+    if isinstance(listen, HttpListen) and listen.unix is not None:
+        return _check_unix(where, listen.unix, running)
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -70,6 +73,29 @@ def check_port(where: str, listen: Listen, running: bool) -> Finding:
             remedy = "stop what uses it, or choose another" if exc.errno == errno.EADDRINUSE else ""
             return Finding("port", Verdict.BAD, f"{where} {listen}: {exc.strerror}", remedy)
     return Finding("port", Verdict.GOOD, f"{where} {listen} is free")
+
+
+def _check_unix(where: str, path: Path, running: bool) -> Finding:
+    """That nobody answers on a unix socket, or we do; one that a killed process left is no obstacle."""
+    shown = f"{where} unix:{path}"
+    if not path.parent.is_dir():
+        return Finding("port", Verdict.BAD, f"{shown}: there is no such folder", "make the folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return Finding("port", Verdict.BAD, f"{shown}: the folder can't be written to", "allow it")
+    if path.exists() and not path.is_socket():
+        return Finding("port", Verdict.BAD, f"{shown}: a file that is no socket", "choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return Finding("port", Verdict.GOOD, f"{shown} is free")
+        except OSError as exc:
+            if exc.errno != errno.EAGAIN:
+                return Finding("port", Verdict.BAD, f"{shown}: {exc.strerror}", "choose another path")
+    if running:
+        return Finding("port", Verdict.GOOD, f"{shown} is in use while the daemon runs")
+    return Finding("port", Verdict.BAD, f"{shown} is in use", "stop what uses it, or choose another")
 
 
 def check_chain(prepared: Prepared) -> Finding:

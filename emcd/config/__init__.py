@@ -19,7 +19,7 @@ from emcd.config.model import (
     list_key_files,
     list_values,
 )
-from emcd.config.value import KeyFile, Listen, is_loopback, setting
+from emcd.config.value import HttpListen, KeyFile, Listen, is_loopback, setting
 
 __all__ = [
     "ChainConfig",
@@ -27,6 +27,7 @@ __all__ = [
     "ConfigFaults",
     "DaemonConfig",
     "Fault",
+    "HttpListen",
     "KeyFile",
     "Listen",
     "NetworkConfig",

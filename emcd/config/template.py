@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from emcd.config.decode import list_fields
 from emcd.config.model import ChainConfig, DaemonConfig, NetworkConfig
-from emcd.config.value import KeyFile, Listen
+from emcd.config.value import HttpListen, KeyFile, Listen
 
 PLACEHOLDER = "FILL-IN"
 
@@ -75,7 +75,7 @@ def _default_of(field: dataclasses.Field[Any]) -> object:
 def _placeholder(type_: Any) -> str:
     if type_ is KeyFile:
         return '"keys/FILL-IN.json"'
-    if type_ is Listen:
+    if type_ in (Listen, HttpListen):
         return '"127.0.0.1:0"'
     if type_ is bool:
         return "false"

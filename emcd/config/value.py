@@ -9,12 +9,14 @@ import ipaddress
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from emcd.config.fault import Fault
 
 OPEN_WITHOUT_TLS = "EMC-1010"
 BAD_ADDRESS = "EMC-1011"
+UNIX = "unix:"
+_UNIX_BYTES = 107  # what the kernel takes as a unix socket's path
 
 
 def setting(
@@ -63,7 +65,7 @@ class Listen:
     tls_key: Path | None = None
 
     @classmethod
-    def from_text(cls, text: str) -> Listen:
+    def from_text(cls, text: str) -> Self:
         """Parse "host:port". Raises: ValueError."""
         host, separator, port = text.rpartition(":")
         if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -94,6 +96,43 @@ class Listen:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class HttpListen(Listen):
+    """Where an HTTP server listens: as `Listen`, or on a unix socket of this machine: "unix:PATH".
+
+    Only processes of this machine reach a unix socket, so it wants no TLS; `unix_mode` says whose.
+    """
+
+    host: str = ""
+    port: int = setting(-1, minimum=0, maximum=65535)
+    unix: Path | None = None
+    unix_mode: int = setting(0o660, minimum=0o600, maximum=0o777, doc="of the socket's file: who may connect")
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Parse "unix:PATH" or "host:port". Raises: ValueError."""
+        if not text.startswith(UNIX):
+            return super().from_text(text)
+        path = text.removeprefix(UNIX)
+        if not path or "\0" in path:
+            raise ValueError("the path is missing: unix:hub.sock, for one in the data directory")
+        return cls(unix=Path(path))
+
+    def check(self) -> list[Fault]:
+        if self.unix is None:
+            if not self.host or self.port < 0:
+                return [Fault("", "give host and port, or unix")]
+            return super().check()
+        if self.host or self.port >= 0 or self.tls_cert is not None or self.tls_key is not None:
+            return [Fault("unix", "takes the place of host and port, and wants no TLS")]
+        if len(os.fsencode(self.unix)) > _UNIX_BYTES:
+            return [Fault("unix", f"{self.unix} is longer than {_UNIX_BYTES} bytes", BAD_ADDRESS)]
+        return []
+
+    def __str__(self) -> str:
+        return super().__str__() if self.unix is None else f"{UNIX}{self.unix}"
 
 
 @dataclass(frozen=True)

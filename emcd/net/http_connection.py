@@ -3,24 +3,26 @@
 The application runs in the connection's own task and within its one cancel scope: a request
 costs no nursery and no timer. While it runs nobody reads, so a client that pipelines is held by
 TCP. Deadlines are plain numbers that the server's sweep looks at (`expire`); that sweep also
-asks the kernel which clients left during a run (`lose`). Invariants: every wait on the client
-has one of the two deadlines set; a cancelled scope is never used for another request; nothing
-that a client or an application does leaves `run` as an exception.
+ends the runs of clients that left (`lose`). Invariants: every wait on the client has one of the
+two deadlines set; a cancelled scope is never used for another request; nothing that a client or an
+application does leaves `run` as an exception.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import trio
 
-from emcd.net.http_exchange import ASGIApp, ClientGoneError, Exchange
+from emcd.net.http_exchange import ClientAddress, ClientGoneError, Exchange, Scope
 from emcd.net.http_limit import APP_FAILED, BODY_TIMEOUT, DRAINED, HEAD_TIMEOUT, Limits, Refusal
-from emcd.net.http_parse import Request, RequestParser
+from emcd.net.http_parse import RequestParser
+from emcd.net.http_ready import ReadyWatch
+from emcd.net.http_request import Request
 from emcd.net.http_response import refusal_bytes
 from emcd.net.http_transport import Transport
 
@@ -29,7 +31,6 @@ _BODY_READ = 128 * 1024
 _YIELD_EVERY = 16
 _LINGER_S = 2.0
 _LINGER_BYTES = 4 * 1024 * 1024
-_ASGI = {"version": "3.0", "spec_version": "2.4"}
 _BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -47,11 +48,13 @@ class Wait(Enum):
 class Shared:
     """What the connections of one listener share. `now` is trio's clock, a quarter second coarse."""
 
-    app: ASGIApp
+    run: Callable[[Request, Exchange], Awaitable[None]]
     limits: Limits
     scheme: str
     on_error: Callable[[BaseException], None]
     now: float
+    watch: ReadyWatch
+    state: dict[str, Any] | None = None
     draining: bool = False
 
     def report(self, exc: BaseException) -> None:
@@ -61,10 +64,17 @@ class Shared:
 class Connection:
     """One accepted connection."""
 
-    def __init__(self, shared: Shared, transport: Transport, client: Any, local: Any) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        transport: Transport,
+        client: ClientAddress | None,
+        server: tuple[str, int | None],
+    ) -> None:
         self._shared = shared
         self._transport = transport
-        self._addresses = (client, local)
+        self.client = client
+        self._server = server
         self._parser = RequestParser(shared.limits)
         self._scope = trio.CancelScope()
         self._refusal: Refusal | None = None
@@ -79,8 +89,9 @@ class Connection:
         self.write_deadline = math.inf
 
     @property
-    def fileno(self) -> int:
-        return self._transport.fileno
+    def left(self) -> bool:
+        """Whether the client closed its sending side, or all of it."""
+        return self._transport.left
 
     @property
     def working(self) -> bool:
@@ -91,6 +102,15 @@ class Connection:
     @property
     def draining(self) -> bool:
         return self._shared.draining
+
+    def add_origin(self, scope: Scope) -> None:
+        """Part of `Peer`."""
+        shared = self._shared
+        scope["scheme"] = shared.scheme
+        scope["client"] = self.client
+        scope["server"] = self._server
+        if shared.state is not None:
+            scope["state"] = shared.state.copy()
 
     async def run(self) -> None:
         """Serve until the client or the server ends it.
@@ -130,10 +150,10 @@ class Connection:
             return
         self.gone = self.over = True
         exchange = self._exchange
-        if exchange is not None and exchange.listening:
+        if exchange is not None and exchange.listens:
             self.wait = Wait.LEAVE
             self.read_deadline = self._shared.now + self._shared.limits.disconnect_grace_s
-            exchange.end()
+            exchange.end_wait()
         else:
             self._end()
 
@@ -171,6 +191,8 @@ class Connection:
                     self.wait = Wait.HEAD
                     self.read_deadline = shared.now + shared.limits.header_s
                 parser.feed(data)
+                if not parser.ready:
+                    await trio.lowlevel.checkpoint()  # what is here already comes without one
                 continue
             served += 1
             if served % _YIELD_EVERY == 0:
@@ -186,22 +208,8 @@ class Connection:
         """Run the application on one request. Returns whether another may follow."""
         shared = self._shared
         exchange = self._exchange = Exchange(self, request)
-        scope = {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": request.version,
-            "method": request.method,
-            "scheme": shared.scheme,
-            "path": request.path,
-            "raw_path": request.raw_path,
-            "query_string": request.query,
-            "root_path": "",
-            "headers": request.headers,
-            "client": self._addresses[0],
-            "server": self._addresses[1],
-        }
         try:
-            await shared.app(scope, exchange.receive, exchange.send)
+            await shared.run(request, exchange)
         except Exception as exc:  # noqa: BLE001 -- whatever the application lets out
             if not self.gone:
                 shared.report(exc)
@@ -209,7 +217,7 @@ class Connection:
             if not exchange.finished and not self.gone:
                 shared.report(RuntimeError(f"no whole response to {request.method} {request.path!r}"))
         if not exchange.finished:
-            self._refusal = None if exchange.started else APP_FAILED
+            self._refusal = None if exchange.begun else APP_FAILED
             return False
         self._exchange = None
         return exchange.reusable
@@ -223,11 +231,13 @@ class Connection:
         self.read_deadline = self._body_deadline
         self.wait = Wait.BODY
         try:
+            await trio.lowlevel.checkpoint()
             data = await self._transport.receive(_BODY_READ)
         except _BROKEN:
             data = b""
-        self.wait = Wait.APP
-        self.read_deadline = math.inf
+        finally:
+            self.wait = Wait.APP
+            self.read_deadline = math.inf
         if not data:
             self._leave()
             return False
@@ -248,13 +258,19 @@ class Connection:
         """Send to the client within the stall limit. Part of `Peer`."""
         if self._writing:
             raise RuntimeError("two tasks send at once")
-        self._writing = True
         try:
-            await self._transport.send(data, self._stalled)
+            sent = self._transport.send_now(data)
+            if sent < len(data):
+                await self._write_rest(data, sent)
         except _BROKEN as exc:
             self.lose()
             await trio.lowlevel.checkpoint()
             raise ClientGoneError("the client is gone") from exc
+
+    async def _write_rest(self, data: bytes, sent: int) -> None:
+        self._writing = True
+        try:
+            await self._transport.send(data, sent, self._stalled)
         finally:
             self._writing = False
             self.write_deadline = math.inf
@@ -277,7 +293,7 @@ class Connection:
         Closing a socket with unread bytes resets it, and the client may lose what it was sent.
         """
         exchange = self._exchange
-        if exchange is not None and exchange.started and not exchange.finished:
+        if exchange is not None and exchange.begun and not exchange.finished:
             return
         unread = self._refusal is not None or not self._parser.idle
         if not unread:
@@ -287,10 +303,11 @@ class Connection:
                 if self._refusal is not None:
                     head_only = exchange is not None and exchange.request.method == "HEAD"
                     payload = refusal_bytes(self._refusal, with_body=not head_only)
-                    await self._transport.send(payload, lambda _: None)
+                    sent = self._transport.send_now(payload)
+                    await self._transport.send(payload, sent, lambda _: None)
                 await self._transport.aclose(shutdown_only=True)
                 left = _LINGER_BYTES
                 while left > 0 and (data := await self._transport.receive(_BODY_READ)):
                     left -= len(data)
-            except _BROKEN:
+            except (*_BROKEN, trio.BusyResourceError):  # busy: a task that outlived its application
                 return

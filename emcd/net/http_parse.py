@@ -5,8 +5,8 @@ The first fault of the client is kept in `refusal`; what came before it is still
 nothing after it is looked at. Invariants: two readers of the same bytes can't disagree on where
 a message ends (RFC 9112 sections 6 and 11.2): what llhttp 9 lets through although a proxy in
 front may read it differently is refused here (see `_check_head`; two spaces in the request line are
-let through, since they change no length). What is kept is bounded by
-the limits plus one `feed`. Trailers are read, counted and dropped.
+let through, and a bare CR or LF before it, since they change no length). What is kept is bounded by
+the limits plus one `feed`. Trailers are read, counted and dropped; one that frames is refused.
 """
 
 from __future__ import annotations
@@ -18,43 +18,19 @@ from urllib.parse import unquote_to_bytes
 import httptools
 
 from emcd.net.http_limit import BODY_TOO_LARGE, HEAD_TOO_LARGE, Limits, Refusal
+from emcd.net.http_request import Head, Headers, RepeatedHead, Request
 
 _METHODS = {m.encode(): m for m in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]{0,5})?")
+_HOST = re.compile(rb"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(:[0-9]{0,5})?")
 _FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade"))
+_NO_TRAILERS = _FRAMING | {b"connection"}
+_REPEATABLE = frozenset((b"host", b"content-length"))
+_TRAILERS = re.compile(rb"(^|,)[ \t]*trailers[ \t]*($|,)", re.IGNORECASE)
+_LEARN = 4  # heads that are remembered in vain before the connection is taken for one that varies
 
 
 class _RefusedError(Exception):
     """Stops httptools from inside a callback; `refusal` says why."""
-
-
-class Request:
-    """One request; the body arrives in `chunks` until `complete`."""
-
-    __slots__ = (
-        "chunks",
-        "complete",
-        "expects_continue",
-        "headers",
-        "keep_alive",
-        "method",
-        "path",
-        "query",
-        "raw_path",
-        "version",
-    )
-
-    def __init__(self, method: str, version: str, headers: list[tuple[bytes, bytes]]) -> None:
-        self.method = method
-        self.version = version
-        self.headers = headers
-        self.path = ""
-        self.raw_path = b""
-        self.query = b""
-        self.keep_alive = False
-        self.expects_continue = False
-        self.chunks: list[bytes] = []
-        self.complete = False
 
 
 class RequestParser:
@@ -67,7 +43,7 @@ class RequestParser:
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: Headers = []
         self._marks: dict[bytes, bytes] = {}
         self._in_head = False
         self._open: Request | None = None
@@ -75,6 +51,10 @@ class RequestParser:
         self._feed_bytes = 0
         self._body_bytes = 0
         self._quiet = 0
+        self._repeated: RepeatedHead | None = None
+        self._learn_left = _LEARN
+        self._at_first = False
+        self._first: Request | None = None
 
     @property
     def idle(self) -> bool:
@@ -85,6 +65,22 @@ class RequestParser:
         """Take bytes as they came; never raises. Look at `ready` and `refusal` afterwards."""
         if self.refusal is not None or self.last:
             return
+        fresh = self._open is None and not self._in_head
+        if fresh and self._repeated is not None:
+            taken = self._repeated.take(data, self.ready, self._limits.body_bytes)
+            if taken:
+                self._learn_left = _LEARN
+                if taken == len(data):
+                    return
+                data = data[taken:]
+        first = self._parse(data, fresh)
+        if first is not None and self._learn_left > 0:
+            self._learn_left -= 1
+            self._repeated = RepeatedHead.find(data, first)
+
+    def _parse(self, data: bytes, fresh: bool) -> Request | None:
+        """Parse by httptools. Returns: a request whose head may be sent again, if one begins here."""
+        self._at_first, self._first = fresh, None
         self._feed_bytes = len(data)
         self._fed += len(data)
         self._quiet += len(data)
@@ -100,6 +96,7 @@ class RequestParser:
             # hand out yet: without a bound on bytes that led to nothing it would grow for ever.
             if self._quiet > self._limits.header_bytes and not self.idle:
                 self._refuse(HEAD_TOO_LARGE)
+        return self._first
 
     def _refuse(self, refusal: Refusal) -> None:
         self.refusal = self.refusal or refusal
@@ -122,9 +119,11 @@ class RequestParser:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return
         name = name.lower()
+        if not self._in_head:
+            if name in _NO_TRAILERS:
+                self._stop(Refusal(400, "EMC-1330", f"header {name.decode()} stands in the trailers"))
+            return
         if name in _FRAMING:
             if name in self._marks:
                 self._stop(Refusal(400, "EMC-1330", f"header {name.decode()} stands twice"))
@@ -145,11 +144,19 @@ class RequestParser:
         if refusal := self._check_head(method, version):
             self._stop(refusal)
         assert method is not None
-        request = Request(method, version, self._headers)
-        if refusal := self._read_target(request):
+        head = Head(method, version)
+        if refusal := self._read_target(head):
             self._stop(refusal)
-        request.keep_alive = version == "1.1" and parser.should_keep_alive()
+        head.keep_alive = version == "1.1" and parser.should_keep_alive()
+        head.wants_trailers = version == "1.1" and any(
+            name == b"te" and _TRAILERS.search(value) for name, value in self._headers
+        )
+        request = Request(head, self._headers, [])
         request.expects_continue = b"expect" in self._marks and version == "1.1"
+        if self._at_first:
+            self._at_first = False
+            if head.keep_alive and self._marks.keys() <= _REPEATABLE:
+                self._first = request
         self._open = request
         self._body_bytes = self._quiet = 0
         self.ready.append(request)
@@ -201,20 +208,20 @@ class RequestParser:
             return Refusal(501, "EMC-1335", "this server does not switch protocols")
         return None
 
-    def _read_target(self, request: Request) -> Refusal | None:
+    def _read_target(self, head: Head) -> Refusal | None:
         """Origin form only, or * with OPTIONS: a server for one origin needs no other."""
         raw, _, query = self._url.partition(b"?")
-        if raw[:1] != b"/" and not (raw == b"*" and request.method == "OPTIONS"):
+        if raw[:1] != b"/" and not (raw == b"*" and head.method == "OPTIONS"):
             return Refusal(400, "EMC-1330", "the request's target must begin with a slash")
         if b"#" in self._url:
             return Refusal(400, "EMC-1330", "the request's target must not hold a fragment")
         try:
             path = unquote_to_bytes(raw) if b"%" in raw else raw
-            request.path = path.decode("utf-8")
+            head.path = path.decode("utf-8")
         except UnicodeDecodeError:
             return Refusal(400, "EMC-1330", "the request's path is not UTF-8")
-        if "\0" in request.path:
+        if "\0" in head.path:
             return Refusal(400, "EMC-1330", "the request's path holds a NUL")
-        request.raw_path = raw
-        request.query = query
+        head.raw_path = raw
+        head.query = query
         return None

@@ -18,12 +18,16 @@ import msgspec
 from emcd.errors import LocalProtocolError
 from emcd.net.http_limit import Refusal
 
+Headers = Iterable[tuple[bytes, bytes]]
+
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _DIGITS = re.compile(rb"[0-9]{1,18}")
 _OWN = frozenset((b"content-length", b"transfer-encoding", b"connection", b"date", b"upgrade", b"keep-alive"))
+_NO_TRAILER = _OWN | {b"host", b"trailer", b"te", b"content-type", b"content-encoding", b"set-cookie"}
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus if s >= 200}
 _NAMES_MAX = 1024
-_known_names: set[bytes] = set()
+_lines: dict[bytes, bytes] = {}
+"""A header's name as applications write it, to the beginning of its line; none of those in _OWN."""
 _date_s = 0
 _date_line = b""
 
@@ -53,7 +57,7 @@ class ResponseWriter:
         self.framing = Framing.NONE
         self._left = 0
 
-    def head(self, status: int, headers: Iterable[tuple[bytes, bytes]], body_bytes: int | None) -> bytes:
+    def head(self, status: int, headers: Headers, body_bytes: int | None) -> bytes:
         """Build the head.
 
         Args:
@@ -66,28 +70,24 @@ class ResponseWriter:
         fields = []
         length: bytes | None = None
         for name, value in headers:
-            lower = name.lower()
-            if lower in _OWN:
-                if lower == b"content-length":
-                    if length is not None or not _DIGITS.fullmatch(value):
-                        raise LocalProtocolError("EMC-1337", "content-length")
-                    length = value
-                elif lower == b"connection" and b"close" in value.lower():
-                    self.keep_alive = False
-                continue
-            if lower not in _known_names:
-                _require_name(lower)
-            fields.append(name + b": " + value)
-        if fields:
-            fields.append(b"")
-        text = b"\r\n".join(fields)
-        breaks = len(fields) - 1 if fields else 0
-        if text.count(b"\n") != breaks or text.count(b"\r") != breaks or b"\0" in text:
-            raise LocalProtocolError("EMC-1337", "a header's value holds a line break or a NUL")
+            line = _lines.get(name)
+            if line is None:
+                lower = name.lower()
+                if lower in _OWN:
+                    if lower == b"content-length":
+                        if length is not None or not _DIGITS.fullmatch(value):
+                            raise LocalProtocolError("EMC-1337", "content-length")
+                        length = value
+                    elif lower == b"connection" and b"close" in value.lower():
+                        self.keep_alive = False
+                    continue
+                line = _make_line(name)
+            fields.append(line + value)
+        text = _join_fields(fields)
         framing = self._frame(status, length, body_bytes)
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        line = _STATUS_LINES.get(status) or _status_line(status)
-        return b"".join((line, text, framing, close, _find_date_line()))
+        first = _STATUS_LINES.get(status) or _status_line(status)
+        return b"".join((first, text, framing, close, _find_date_line()))
 
     def _frame(self, status: int, length: bytes | None, body_bytes: int | None) -> bytes:
         """Choose the framing and return its header line."""
@@ -112,11 +112,12 @@ class ResponseWriter:
             self.complete = True
         return line
 
-    def body(self, data: bytes, more: bool) -> bytes:
+    def body(self, data: bytes, more: bool, trailers: Headers = ()) -> bytes:
         """Frame a piece of the body; `more` is False with the last one. What a HEAD or a 204 has
-        no room for is dropped.
+        no room for is dropped, and so are trailers where no chunk can carry them.
 
-        Raises: LocalProtocolError EMC-1338 when it is more or less than Content-Length said.
+        Raises: LocalProtocolError EMC-1338 when it is more or less than Content-Length said, 1337
+            when a trailer is not valid.
         """
         framing = self.framing
         if framing is Framing.NONE:
@@ -128,9 +129,10 @@ class ResponseWriter:
         elif framing is Framing.CHUNKED and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if not more:
+            last = LAST_CHUNK if not trailers else b"0\r\n%b\r\n" % _frame_trailers(trailers)
             self.complete = True
             if framing is Framing.CHUNKED:
-                return data + LAST_CHUNK
+                return data + last
         return data
 
 
@@ -145,11 +147,35 @@ def refusal_bytes(refusal: Refusal, *, with_body: bool = True) -> bytes:
     return head + body if with_body else head
 
 
-def _require_name(name: bytes) -> None:
+def _make_line(name: bytes) -> bytes:
+    """The beginning of a header's line, remembered for the next time."""
     if not _NAME.fullmatch(name):
         raise LocalProtocolError("EMC-1337", f"{name[:40]!r} is not a header name")
-    if len(_known_names) < _NAMES_MAX:
-        _known_names.add(name)
+    line = name + b": "
+    if len(_lines) < _NAMES_MAX:
+        _lines[name] = line
+    return line
+
+
+def _join_fields(fields: list[bytes]) -> bytes:
+    """Lines as a block; refuses values that would make other lines of it."""
+    if not fields:
+        return b""
+    fields.append(b"")
+    text = b"\r\n".join(fields)
+    breaks = len(fields) - 1
+    if text.count(b"\n") != breaks or text.count(b"\r") != breaks or b"\0" in text:
+        raise LocalProtocolError("EMC-1337", "a header's value holds a line break or a NUL")
+    return text
+
+
+def _frame_trailers(trailers: Headers) -> bytes:
+    fields = []
+    for name, value in trailers:
+        if name.lower() in _NO_TRAILER:
+            raise LocalProtocolError("EMC-1337", f"{name[:40]!r} can't be a trailer")
+        fields.append((_lines.get(name) or _make_line(name)) + value)
+    return _join_fields(fields)
 
 
 def _status_line(status: int) -> bytes:

@@ -3,7 +3,7 @@
 Server and load generator are two processes. The figure that travels between machines is the
 ratio, and requests per CPU-second of the server process.
 
-    PYTHONPATH=. python tests/bench/bench_http_server.py [--seconds 3] [--connections 32] [--json]
+    PYTHONPATH=. python -m tests.bench.bench_http_server [--seconds 3] [--connections 32] [--json]
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import Any
 import httptools
 import trio
 
+from emcd.net.http_exchange import DirectApp, Exchange
+from emcd.net.http_request import Request
 from emcd.net.http_server import serve_http
 
 BODY = b'{"ok":true}'
@@ -32,7 +34,7 @@ REQUEST = (
     b"User-Agent: bench\r\nContent-Length: 11\r\n\r\n" + BODY
 )
 BARE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n" + BODY
-START = {
+START: dict[str, Any] = {
     "type": "http.response.start",
     "status": 200,
     "headers": [(b"content-type", b"application/json"), (b"x-emc-call-id", b"call_0123456789abcdef")],
@@ -53,6 +55,13 @@ async def stream_app(scope: Any, receive: Any, send: Any) -> None:
     for _ in range(9):
         await send({"type": "http.response.body", "body": BODY, "more_body": True})
     await send({"type": "http.response.body", "body": BODY})
+
+
+class Direct(DirectApp):
+    """What `small_app` does, by the direct door."""
+
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        await exchange.whole(200, START["headers"], await exchange.read_body())
 
 
 class Echo:
@@ -99,7 +108,8 @@ def _server(kind: str, pipe: Connection) -> None:
     if kind == "bare":
         trio.run(_bare, pipe.send)
     else:
-        trio.run(_ours, {"small": small_app, "stream": stream_app}[kind], pipe.send)
+        apps = {"small": small_app, "direct": Direct(), "stream": stream_app}
+        trio.run(_ours, apps[kind], pipe.send)
 
 
 def _load(port: int, connections: int, seconds: float, end: bytes) -> int:
@@ -160,7 +170,9 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    results = {kind: measure(kind, args.connections, args.seconds) for kind in ("bare", "small", "stream")}
+    results = {
+        kind: measure(kind, args.connections, args.seconds) for kind in ("bare", "small", "direct", "stream")
+    }
     bare = results["bare"]["requests_per_cpu_s"]
     for row in results.values():
         row["ratio_to_bare"] = round(row["requests_per_cpu_s"] / bare, 3)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from emcd.net.http_limit import Limits
+from emcd.net.tls import client_context, server_context
 from tests.support.net_world import (
+    WAIT_S,
+    Tls,
     dial,
     exchange,
     http_server,
@@ -29,33 +34,6 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         body, more = body + message["body"], message["more_body"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"<" + body + b">"})
-
-
-HOST = b"Host: a\r\n"
-REFUSED = {
-    "length and coding": b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    "coding and length": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
-    "two lengths": b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-    "bad chunk size": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n",
-    "bare LF": b"GET / HTTP/1.1\nHost: a\n\n",
-    "obs-fold": b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
-    "space before the colon": b"GET / HTTP/1.1\r\nHost : a\r\n\r\n",
-    "no host": b"GET / HTTP/1.1\r\n\r\n",
-    "two hosts": b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-async def test_server_ambiguous_request_gets_400_and_nothing_after_it_is_read(name: str) -> None:
-    async with http_server(echo) as server:
-        before = request_bytes("/", b"first")
-        data = await exchange(server.port, before + REFUSED[name] + request_bytes("/", b"smuggled"))
-    first, refusal = parse_answers(data, ["POST", "GET"])
-    assert first.body == b"<first>"
-    assert refusal.status == 400
-    assert refusal.headers[b"connection"] == b"close"
-    assert json.loads(refusal.body)["error"]["code"] == "EMC-1330"
-    assert b"smuggled" not in data
 
 
 async def test_server_header_too_large_gets_431() -> None:
@@ -180,3 +158,151 @@ async def test_server_endless_pipelining_does_not_starve_others() -> None:
                 await modest.send_all(request_bytes())
                 await read_until(modest, b"<>")
         nursery.cancel_scope.cancel()
+
+
+async def test_server_client_that_sends_and_closes_its_side_is_answered_and_then_closed() -> None:
+    """Its bytes and their end are here before the server looks."""
+    async with http_server(echo) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            await trio.testing.wait_all_tasks_blocked()
+            sock.sendall(request_bytes(body=b"1") + request_bytes(body=b"2"))
+            sock.shutdown(socket.SHUT_WR)
+            sock.setblocking(False)
+            stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+            with trio.fail_after(3):
+                answers = parse_answers(await read_all(stream), ["POST", "POST"])
+    assert [a.body for a in answers] == [b"<1>", b"<2>"]
+
+
+async def test_server_receive_in_a_task_that_outlives_the_application_ends() -> None:
+    told = trio.Event()
+
+    async with trio.open_nursery() as nursery:
+
+        async def linger(receive: Any) -> None:
+            assert (await receive())["body"] == b"1"
+            assert (await receive())["type"] == "http.disconnect"
+            told.set()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            nursery.start_soon(linger, receive)
+            await trio.testing.wait_all_tasks_blocked()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"no need of your body"})
+
+        async with http_server(app) as server:
+            await exchange(server.port, request_bytes(body=b"12")[:-1])
+            with trio.fail_after(WAIT_S):
+                await told.wait()
+
+
+async def test_server_expectation_of_a_chunked_body_is_answered_once() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with http_server(echo) as server, dial(server.port) as stream:
+        await stream.send_all(head)
+        data = await read_until(stream, b"\r\n\r\n")
+        await stream.send_all(b"2\r\nhi\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(b"0\r\n\r\n" + request_bytes(close=True))
+        data += await read_all(stream)
+    assert data.count(b"100 Continue") == 1
+    assert [a.body for a in parse_answers(data, ["POST", "POST"])] == [b"<hi>", b"<>"]
+
+
+async def test_server_expectation_of_a_client_that_sends_at_once_costs_no_answer_of_its_own() -> None:
+    data = request_bytes(body=b"hi", close=True).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n", 1)
+    async with http_server(echo) as server:
+        answer = await exchange(server.port, data)
+    assert b"100 Continue" not in answer
+    assert parse_answers(answer, ["POST"])[0].body == b"<hi>"
+
+
+async def test_server_drain_answers_the_first_of_a_pipeline_and_says_that_it_closes() -> None:
+    go_on, started = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        started.set()
+        await go_on.wait()
+        await echo(scope, receive, send)
+
+    async with http_server(app) as server, dial(server.port) as stream:
+        await stream.send_all(request_bytes("/", b"1") + request_bytes("/", b"2") + request_bytes("/", b"3"))
+        await started.wait()
+        server.drain.set()
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+        (answer,) = parse_answers(await read_all(stream), ["POST"])
+        with trio.fail_after(WAIT_S):
+            await server.ended.wait()
+    assert (answer.body, answer.headers[b"connection"]) == (b"<1>", b"close")
+
+
+async def test_server_drain_lets_a_stream_end() -> None:
+    go_on, started = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one,", "more_body": True})
+        started.set()
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    async with http_server(app) as server, dial(server.port) as stream:
+        await stream.send_all(request_bytes())
+        await started.wait()
+        server.drain.set()
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+        (answer,) = parse_answers(await read_all(stream), ["POST"])
+    assert answer.body == b"one,two"
+
+
+# TLS: its own waits have deadlines, too.
+
+
+async def test_server_tls_handshake_that_does_not_come_is_cut(tmp_path: Path) -> None:
+    tls = Tls.make(tmp_path)
+    context = server_context(tls.cert_file, tls.key_file)
+    async with http_server(echo, QUICK, context) as server:
+        for started in (b"", b"\x16\x03\x01\x02\x00\x01"):
+            async with dial(server.port) as stream:
+                await stream.send_all(started)
+                with trio.fail_after(5):
+                    assert await read_all(stream) == b""
+    assert server.errors == []
+
+
+@pytest.mark.parametrize("kind", ["head", "body", "answer"])
+async def test_server_tls_client_that_stalls_is_cut(tmp_path: Path, kind: str) -> None:
+    tls = Tls.make(tmp_path)
+    ended = trio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            while True:
+                await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
+        finally:
+            ended.set()
+
+    limits = Limits(header_s=0.5, body_s=0.3, write_stall_s=0.3)
+    context = server_context(tls.cert_file, tls.key_file)
+    async with http_server(endless if kind == "answer" else echo, limits, context) as server:
+        sock = trio.socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await sock.connect(("127.0.0.1", server.port))
+        stream = trio.SSLStream(
+            trio.SocketStream(sock),
+            client_context(tls.ca_file),
+            server_hostname="localhost",
+            https_compatible=True,
+        )
+        with trio.fail_after(WAIT_S):
+            if kind == "answer":
+                await stream.send_all(request_bytes())
+                await ended.wait()
+            else:
+                await stream.send_all(request_bytes(body=bytes(10))[: 20 if kind == "head" else -1])
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 408 ")
+        await trio.aclose_forcefully(stream)
+    assert server.errors == []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h11
-from hypothesis import assume, given, settings
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emcd.net.http_limit import HEAD_TOO_LARGE, Limits
-from emcd.net.http_parse import RequestParser
 from emcd.net.http_response import ResponseWriter
+from tests.fuzz.fuzz_http_parser import check
+from tests.support.http_oracle import read, require_as_h11, require_same_however_cut
 
-SMALL = Limits(header_bytes=600, header_fields=16, body_bytes=2000)
+INPUTS = Path(__file__).parents[1] / "fuzz" / "http_inputs"
 ODD = st.sampled_from(
     [b" ", b"\r\n", b"\n", b"\r", b"\t", b"\0", b":", b";", b"0", b"5", b"\xff", b"x" * 700]
 )
@@ -34,13 +37,25 @@ FIELDS = st.sampled_from(
         b"Transfer-Encoding: gzip, chunked",
         b"Connection: close",
         b"Connection: keep-alive",
+        b"TE: trailers",
+        b"CONTENT-LENGTH:\t7",
+        b"Host: b",
         b"Upgrade: x",
         b"Expect: 100-continue",
         b"X: y",
     ]
 )
 BODIES = st.sampled_from(
-    [b"", b"", b"hello", b"5\r\nhello\r\n0\r\n\r\n", b"5;a=b\r\nhello\r\n00\r\nT: x\r\n\r\n", b"0\r\n\r\n"]
+    [
+        b"",
+        b"",
+        b"hello",
+        b"hello, you",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"5;a=b\r\nhello\r\n00\r\nT: x\r\n\r\n",
+        b"0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ]
 )
 
 
@@ -55,66 +70,68 @@ def almost_requests(draw: st.DrawFn) -> bytes:
     return data
 
 
-NOISE = st.lists(almost_requests(), min_size=1, max_size=4).map(b"".join) | st.binary(max_size=100)
+@st.composite
+def repeated_requests(draw: st.DrawFn) -> list[bytes]:
+    """What a client on one connection sends, read by read: a head again and again, its length and body
+    aside, with other requests between, now and then a few bytes out of place or a read cut in two."""
+    line, field = draw(LINES), draw(st.sampled_from([b"", b"X: y\r\n", b"Authorization: Bearer emc\r\n"]))
+    name = draw(st.sampled_from([b"Content-Length: ", b"content-length:", b"CONTENT-LENGTH:  "]))
+    reads = [b""]
+    for _ in range(draw(st.integers(2, 8))):
+        body = draw(BODIES)
+        digits = draw(st.sampled_from([b"%d", b"%d", b"%d", b"%03d"])) % len(body)
+        one = line + b"\r\nHost: a\r\n" + name + digits + b"\r\n" + field + b"\r\n" + body
+        if draw(st.integers(0, 7)) == 0:
+            at = draw(st.integers(0, len(one)))
+            one = one[:at] + draw(ODD) + one[at + draw(st.integers(0, 2)) :]
+        if draw(st.integers(0, 3)) == 0:
+            one += draw(almost_requests())
+        at = len(one) if draw(st.booleans()) else draw(st.integers(0, len(one)))
+        reads[-1] += one[:at]
+        reads.append(one[at:])
+    return reads
+
+
+NOISE = (
+    st.lists(almost_requests(), min_size=1, max_size=4).map(b"".join)
+    | repeated_requests().map(b"".join)
+    | st.binary(max_size=100)
+)
 CUTS = st.lists(st.integers(1, 200), min_size=1, max_size=10)
 
 
-def fed(data: bytes, cuts: list[int]) -> RequestParser:
-    parser = RequestParser(SMALL)
-    at, turn = 0, 0
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    pieces, at, turn = [], 0, 0
     while at < len(data):
         size = cuts[turn % len(cuts)]
-        parser.feed(data[at : at + size])
+        pieces.append(data[at : at + size])
         at, turn = at + size, turn + 1
-    return parser
+    return pieces
 
 
-def outcome(parser: RequestParser) -> list[tuple[object, ...]]:
-    return [
-        (r.method, r.path, r.query, tuple(r.headers), b"".join(r.chunks), r.complete, r.keep_alive)
-        for r in parser.ready
-    ]
+@given(repeated_requests())
+@settings(max_examples=600)
+def test_parser_repeated_heads_are_read_as_if_each_were_the_first(reads: list[bytes]) -> None:
+    require_same_however_cut(reads)
+    require_as_h11(b"".join(reads))
 
 
 @given(NOISE, CUTS)
 @settings(max_examples=400)
 def test_parser_any_bytes_never_raise_and_are_read_the_same_however_cut(data: bytes, cuts: list[int]) -> None:
-    whole, cut = fed(data, [len(data) or 1]), fed(data, cuts)
-    if HEAD_TOO_LARGE in (whole.refusal, cut.refusal):
-        return  # that one is seen as early as the bytes come
-    complete = [row for row in outcome(whole) if row[5]]
-    assert [row for row in outcome(cut) if row[5]][: len(complete)] == complete
-    if whole.refusal is None and cut.refusal is None:
-        assert outcome(whole) == outcome(cut)
+    require_same_however_cut(cut(data, cuts))
 
 
 @given(NOISE)
 @settings(max_examples=400)
 def test_parser_what_it_accepts_h11_reads_the_same_way(data: bytes) -> None:
     """Two readers never disagree on where a message ends: what ours passes on, h11 passes on alike."""
-    assume(b"  " not in data)  # h11 takes one space in the request line, llhttp any number
-    parser = fed(data, [len(data) or 1])
-    other = h11.Connection(h11.SERVER)
-    other.receive_data(data.lstrip(b"\r\n"))
-    for request in parser.ready:
-        if not request.complete:
-            return
-        event = other.next_event()
-        assert isinstance(event, h11.Request), event
-        assert event.method.decode() == request.method
-        body = b""
-        while isinstance(event := other.next_event(), h11.Data):
-            body += bytes(event.data)
-        assert body == b"".join(request.chunks)
-        if not request.keep_alive:
-            return
-        other.send(h11.Response(status_code=200, headers=[("content-length", "0")]))
-        other.send(h11.EndOfMessage())
-        if other.our_state is not h11.DONE or other.their_state is not h11.DONE:
-            return
-        other.start_next_cycle()
-        if other.trailing_data[0].startswith((b"\r", b"\n")):
-            return  # h11 takes no empty lines between requests
+    require_as_h11(data)
+
+
+@pytest.mark.parametrize("file", sorted(INPUTS.iterdir()), ids=lambda file: file.name)
+def test_parser_inputs_that_a_fuzzer_chose_are_read_soundly(file: Path) -> None:
+    check(file.read_bytes())
 
 
 @given(st.lists(st.binary(max_size=200), min_size=1, max_size=8), st.booleans(), CUTS)
@@ -132,7 +149,7 @@ def test_parser_requests_that_were_written_come_back(
             data += b"0\r\n\r\n"
         else:
             data += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
-    parser = fed(data, cuts)
+    parser = read(cut(data, cuts))
     assert parser.refusal is None
     assert [(r.path, b"".join(r.chunks)) for r in parser.ready] == [
         (f"/{n}", b) for n, b in enumerate(bodies)

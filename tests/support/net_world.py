@@ -38,21 +38,23 @@ class Server:
 
 @asynccontextmanager
 async def http_server(
-    app: Any, limits: Limits | None = None, ssl_context: ssl.SSLContext | None = None
+    app: Any, limits: Limits | None = None, ssl_context: ssl.SSLContext | None = None, **options: Any
 ) -> AsyncIterator[Server]:
+    """A server on a free port, or as the options of `serve_http` say."""
     server = Server()
+    place: dict[str, Any] = {} if "unix" in options else {"host": "127.0.0.1"}
 
     async def run(task_status: trio.TaskStatus[int]) -> None:
         try:
             await serve_http(
                 app,
-                host="127.0.0.1",
-                port=0,
                 ssl_context=ssl_context,
                 limits=limits,
                 drain=server.drain,
                 on_error=server.errors.append,
                 task_status=task_status,
+                **place,
+                **options,
             )
         finally:
             server.ended.set()
@@ -103,7 +105,7 @@ async def dial(port: int, receive_buffer: int = 0) -> AsyncIterator[trio.SocketS
         yield trio.SocketStream(sock)
 
 
-async def read_all(stream: trio.SocketStream) -> bytes:
+async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     """Everything until the server closes (a reset counts as closed)."""
     data = bytearray()
     with trio.fail_after(WAIT_S):

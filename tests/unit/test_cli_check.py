@@ -16,7 +16,7 @@ from emcd.cli import init as init_module
 from emcd.cli.examination import Verdict, check_clock, check_disk, check_lock
 from emcd.cli.examination_config import check_chain, check_port
 from emcd.cli.main import main
-from emcd.config import Config, KeyFile, Listen, RoleEntry, load_document, setting
+from emcd.config import Config, HttpListen, KeyFile, Listen, RoleEntry, load_document, setting
 from emcd.daemon.prepare import prepare
 from emcd.errors import ConfigError, RecoverableError
 from emcd.keys import write_keystore
@@ -242,6 +242,25 @@ def test_check_port_in_use_is_bad_unless_it_is_ours() -> None:
         assert check_port("hub.listen", listen, running=False).verdict is Verdict.BAD
         assert check_port("hub.listen", listen, running=True).verdict is Verdict.GOOD
     assert check_port("hub.listen", Listen("127.0.0.1", 0), running=False).verdict is Verdict.GOOD
+
+
+def test_check_port_of_a_unix_socket_is_bad_unless_free_or_ours(tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "hub.sock"
+    listen = HttpListen(unix=path)
+    assert check_port("hub.listen", listen, running=False).verdict is Verdict.GOOD
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(str(path))
+        taken.listen()
+        assert check_port("hub.listen", listen, running=False).verdict is Verdict.BAD
+        assert check_port("hub.listen", listen, running=True).verdict is Verdict.GOOD
+    assert check_port("hub.listen", listen, running=False).verdict is Verdict.GOOD, "left by a killed process"
+    path.unlink()
+    path.write_text("a file")
+    assert check_port("hub.listen", listen, running=True).verdict is Verdict.BAD
+    elsewhere = HttpListen(unix=tmp_path / "none" / "hub.sock")
+    assert check_port("hub.listen", elsewhere, running=False).verdict is Verdict.BAD
 
 
 def test_role_entry_shows_no_key(tmp_path: Path, keystore: Path) -> None:

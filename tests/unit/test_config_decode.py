@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from emcd.config import Fault, KeyFile, Listen, decode, setting
+from emcd.config import Fault, HttpListen, KeyFile, Listen, decode, setting
 from emcd.config.environment import FromEnvironment
 from emcd.testing import make_key
 from emcd.types import Address, Hash, Wei
@@ -249,6 +249,41 @@ def test_listen_half_of_tls_or_missing_files_are_faults(tmp_path: Path) -> None:
     assert messages(Listen, {"host": "127.0.0.1", "port": 1, "tls_cert": "c"})
     absent = {"host": "0.0.0.0", "port": 1, "tls_cert": str(tmp_path / "c"), "tls_key": str(tmp_path / "k")}
     assert len(messages(Listen, absent)) == 2
+
+
+def test_http_listen_is_an_address_or_a_unix_socket(tmp_path: Path) -> None:
+    assert decode(HttpListen, "127.0.0.1:80")[0] == HttpListen("127.0.0.1", 80)
+    assert decode(HttpListen, {"host": "::1", "port": 0})[0] == HttpListen("::1", 0)
+    value, faults = decode(HttpListen, "unix:run/hub.sock", base=tmp_path)
+    assert faults == [] and value == HttpListen(unix=tmp_path / "run/hub.sock", unix_mode=0o660)
+    value, faults = decode(HttpListen, {"unix": "/run/hub.sock", "unix_mode": 0o600})
+    assert faults == [] and value == HttpListen(unix=Path("/run/hub.sock"), unix_mode=0o600)
+    assert str(value) == "unix:/run/hub.sock"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "unix:",
+        "unix:" + "a" * 120,
+        {},
+        {"host": "127.0.0.1"},
+        {"port": 80},
+        {"unix": "a", "host": "127.0.0.1", "port": 80},
+        {"unix": "a", "port": 0},
+        {"unix": "a", "tls_cert": "c", "tls_key": "k"},
+        {"unix": "a", "unix_mode": 0o1777},
+        {"unix": "a", "unix_mode": 0},
+        {"host": "0.0.0.0", "port": 80},
+    ],
+)
+def test_http_listen_that_names_no_place_or_two_is_a_fault(table: object) -> None:
+    assert decode(HttpListen, table)[1]
+
+
+def test_listen_of_a_tunnel_takes_no_unix_socket() -> None:
+    assert messages(Listen, "unix:hub.sock")
+    assert messages(Listen, {"unix": "hub.sock"})
 
 
 def test_key_file_is_a_text_or_a_table() -> None:

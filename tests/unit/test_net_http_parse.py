@@ -1,111 +1,13 @@
 """The request parser: what it refuses, whichever way the bytes are cut."""
-# ruff: noqa: E501 -- one row of the table is one line
 
 from __future__ import annotations
 
 import pytest
 
 from emcd.net.http_limit import Limits
-from emcd.net.http_parse import Request, RequestParser
-
-HOST = b"Host: a\r\n"
-CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-SMALL = Limits(header_bytes=512, header_fields=8, body_bytes=1000)
-
-REFUSED = {
-    "length and coding": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "coding and length": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
-    "two lengths": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
-    "two equal lengths": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
-    "list of lengths": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5, 5\r\n\r\nhello"),
-    "signed length": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: +5\r\n\r\nhello"),
-    "negative length": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: -5\r\n\r\nhello"),
-    "hex length": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 0x5\r\n\r\nhello"),
-    "length of two words": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 5 5\r\n\r\nhello"),
-    "empty length": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length:\r\n\r\nhello"),
-    "length of 24 digits": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 999999999999999999999999\r\n\r\n"),
-    "length over the bound": (413, b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 1001\r\n\r\n"),
-    "coding identity": (501, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: identity\r\n\r\n"),
-    "coding gzip, chunked": (501, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-    "coding chunked, gzip": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n"),
-    "coding twice": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "coding xchunked": (501, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
-    "coding after a vertical tab": (400, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
-    "coding in quotes": (501, b"POST / HTTP/1.1\r\n" + HOST + b'Transfer-Encoding: "chunked"\r\n\r\n0\r\n\r\n'),
-    "coding in HTTP/1.0": (501, b"POST / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "chunk size with a space": (400, CHUNKED + b"5 \r\nhello\r\n0\r\n\r\n"),
-    "chunk size after a space": (400, CHUNKED + b" 5\r\nhello\r\n0\r\n\r\n"),
-    "chunk size 0x5": (400, CHUNKED + b"0x5\r\nhello\r\n0\r\n\r\n"),
-    "chunk size -5": (400, CHUNKED + b"-5\r\nhello\r\n0\r\n\r\n"),
-    "chunk size 0_5": (400, CHUNKED + b"0_5\r\nhello\r\n0\r\n\r\n"),
-    "chunk size missing": (400, CHUNKED + b"\r\nhello\r\n0\r\n\r\n"),
-    "chunk size of 17 digits": (400, CHUNKED + b"fffffffffffffffff\r\nhello"),
-    "chunk lines ended by LF": (400, CHUNKED + b"5\nhello\n0\n\n"),
-    "chunk extension ended by LF": (400, CHUNKED + b"5;a\nhello\r\n0\r\n\r\n"),
-    "chunk extension with CR": (400, CHUNKED + b"5;a\rX\r\nhello\r\n0\r\n\r\n"),
-    "chunk data ended by LF": (400, CHUNKED + b"5\r\nhello\n0\r\n\r\n"),
-    "chunk data without CRLF": (400, CHUNKED + b"5\r\nhello0\r\n\r\n"),
-    "chunk data too long": (400, CHUNKED + b"5\r\nhelloXX\r\n0\r\n\r\n"),
-    "chunks over the bound": (413, CHUNKED + b"3e9\r\n" + bytes(1001)),
-    "length in trailers": (400, CHUNKED + b"0\r\nContent-Length: 9\r\n\r\n"),
-    "request line ended by LF": (400, b"GET / HTTP/1.1\n" + HOST + b"\r\n"),
-    "header ended by LF": (400, b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n"),
-    "head ended by LF": (400, b"GET / HTTP/1.1\r\nHost: a\r\n\n"),
-    "CR in a value": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX: b\rc\r\n\r\n"),
-    "CR CR LF": (400, b"GET / HTTP/1.1\r\nHost: a\r\r\n\r\n"),
-    "obs-fold by space": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n"),
-    "obs-fold by tab": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\tc\r\n\r\n"),
-    "obs-fold before the first header": (400, b"GET / HTTP/1.1\r\n Host: a\r\n\r\n"),
-    "obs-fold of the coding": (400, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
-    "space before the colon": (400, b"GET / HTTP/1.1\r\nHost : a\r\n\r\n"),
-    "tab before the colon": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX\t: b\r\n\r\n"),
-    "length, space, colon": (400, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\nhello"),
-    "space in a name": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX Y: b\r\n\r\n"),
-    "empty name": (400, b"GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n"),
-    "no colon": (400, b"GET / HTTP/1.1\r\nHost: a\r\nXab\r\n\r\n"),
-    "NUL in a name": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX\x00: b\r\n\r\n"),
-    "NUL in a value": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n"),
-    "control character in a value": (400, b"GET / HTTP/1.1\r\nHost: a\r\nX: a\x01b\r\n\r\n"),
-    "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),
-    "two hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-    "two equal hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nhost: a\r\n\r\n"),
-    "two hosts in HTTP/1.0": (400, b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n"),
-    "host with a path": (400, b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n"),
-    "host with a user": (400, b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n"),
-    "host list": (400, b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n"),
-    "HTTP/0.9": (505, b"GET /\r\n\r\n"),
-    "HTTP/1.2": (400, b"GET / HTTP/1.2\r\n" + HOST + b"\r\n"),
-    "HTTP/2 preface": (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-    "HTTP/2.0": (505, b"GET / HTTP/2.0\r\n" + HOST + b"\r\n"),
-    "HTTP/1.01": (400, b"GET / HTTP/1.01\r\n" + HOST + b"\r\n"),
-    "http/1.1": (400, b"GET / http/1.1\r\n" + HOST + b"\r\n"),
-    "ICE": (501, b"SOURCE / ICE/1.0\r\n" + HOST + b"\r\n"),
-    "tab in the request line": (400, b"GET\t/ HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "space after the version": (400, b"GET / HTTP/1.1 \r\n" + HOST + b"\r\n"),
-    "two versions": (400, b"GET / HTTP/1.1 HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "method in lower case": (400, b"get / HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "method TRACE": (501, b"TRACE / HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "method CONNECT": (501, b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "method unknown": (400, b"FOO / HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target of another host": (400, b"GET http://b/x HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target without a slash": (400, b"GET x HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target * of GET": (400, b"GET * HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target with a fragment": (400, b"GET /a#b HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target with a fragment in the query": (400, b"GET /a?b#c HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target with a byte over 127": (400, b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target with a control character": (400, b"GET /\x01 HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "target with a tab": (400, b"GET /a\tb HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "path not UTF-8": (400, b"GET /%ff HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "path with a NUL": (400, b"GET /a%00b HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "upgrade to websocket": (501, b"GET / HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\nXX"),
-    "upgrade with a body": (501, b"POST / HTTP/1.1\r\n" + HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nXX"),
-    "expectation of something else": (417, b"POST / HTTP/1.1\r\n" + HOST + b"Expect: 200-ok\r\nContent-Length: 1\r\n\r\nx"),
-    "header too large": (431, b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 600 + b"\r\n\r\n"),
-    "header without an end": (431, b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"a" * 2000),
-    "target too long": (431, b"GET /" + b"a" * 600 + b" HTTP/1.1\r\n" + HOST + b"\r\n"),
-    "too many headers": (431, b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n" * 8 + b"\r\n"),
-    "TLS": (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
-}  # fmt: skip
+from emcd.net.http_parse import RequestParser
+from emcd.net.http_request import Request
+from tests.support.bad_requests import CHUNKED, HOST, REFUSED, SMALL
 
 
 def parse(data: bytes, *, step: int = 0, limits: Limits = SMALL) -> tuple[list[Request], RequestParser]:
@@ -229,3 +131,50 @@ def test_parser_idle_tells_a_started_head() -> None:
     assert parser.idle
     parser.feed(b"GE")
     assert not parser.idle
+
+
+def read(*pieces: bytes) -> RequestParser:
+    parser = RequestParser(SMALL)
+    for piece in pieces:
+        parser.feed(piece)
+    return parser
+
+
+def test_parser_repeated_head_is_the_first_of_a_read_and_no_other() -> None:
+    one, two = (b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path for path in (b"/1", b"/2"))
+    parser = read(one + two, one, two + one, two, one)
+    assert [r.path for r in parser.ready] == ["/1", "/2", "/1", "/2", "/1", "/2", "/1"]
+    chunked = CHUNKED + b"0\r\n\r\n"
+    parser = read(chunked + one, chunked, one)
+    assert [r.path for r in parser.ready] == ["/", "/1", "/", "/1"]
+
+
+def test_parser_repeated_head_never_begins_within_a_body() -> None:
+    one = b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
+    parser = read(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", b"x" + one, b"x" + one)
+    assert [r.path for r in parser.ready] == ["/", "/1"]
+    assert parser.refusal is not None
+
+
+def test_parser_repeated_head_has_the_headers_and_the_body_of_its_own() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nX: y\r\n\r\n"
+    parser = read(head % 5 + b"hello", head % 2 + b"hi", head % 0, head % 5 + b"he", b"llo")
+    assert [b"".join(r.chunks) for r in parser.ready] == [b"hello", b"hi", b"", b"hello"]
+    assert [dict(r.headers)[b"content-length"] for r in parser.ready] == [b"5", b"2", b"0", b"5"]
+    assert all(r.complete and dict(r.headers)[b"x"] == b"y" for r in parser.ready)
+    assert parser.ready[0].head is parser.ready[1].head
+
+
+def test_parser_that_met_many_heads_goes_on_without_remembering() -> None:
+    parser = read(*(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(9)))
+    assert [r.path for r in parser.ready] == [f"/{number}" for number in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("value", "version", "wanted"),
+    [(b"trailers", b"1.1", True), (b"deflate;q=0.5, Trailers", b"1.1", True), (b"trailers", b"1.0", False),
+     (b"xtrailers", b"1.1", False), (b"", b"1.1", False)],
+)  # fmt: skip
+def test_parser_tells_whether_trailers_are_wanted(value: bytes, version: bytes, wanted: bool) -> None:
+    requests, _ = parse(b"GET / HTTP/%b\r\nHost: a\r\nTE: %b\r\n\r\n" % (version, value))
+    assert requests[0].wants_trailers is wanted
