@@ -43,7 +43,7 @@ from tests.support.validator_world import (
 
 __all__ = ["fp32_files", "int8_files"]
 
-ROUND_S = 3
+ROUND_S = 4
 
 
 @dataclass
@@ -209,7 +209,7 @@ async def test_hub_that_shows_one_validator_another_bundle_is_found_by_all(
             status, page = await net.wait_decision(name, net.index)
             # whoever hears of the other seal before it decided knows that the hub lies
             assert status == 200 or page["code"] == "EMC-1808", page
-        with trio.fail_after(ROUND_S):
+        with trio.fail_after(ROUND_S * 4):
             while len((await net.fetch("validator-1", f"/seals/{net.index}"))[1]["seals"]) < 2:
                 await trio.sleep(0.1)
         epoch = net.chain.deployment.params.epoch_of(net.index)
