@@ -5,12 +5,16 @@ Hub: `serve_tunnels` and `TunnelPeer`; node: `run_tunnel` and `IncomingCall`.
 
 from __future__ import annotations
 
+from emcd.net.tunnel_call import OutgoingCall
 from emcd.net.tunnel_hub import serve_tunnels
+from emcd.net.tunnel_incoming import IncomingCall, TunnelLink
 from emcd.net.tunnel_link import TunnelLimits
-from emcd.net.tunnel_node import IncomingCall, TunnelLink, run_tunnel
-from emcd.net.tunnel_peer import OutgoingCall, TunnelPeer
+from emcd.net.tunnel_node import run_tunnel
+from emcd.net.tunnel_peer import TunnelPeer
+from emcd.proto.tunnel_hub import HubCall
 
 __all__ = [
+    "HubCall",
     "IncomingCall",
     "OutgoingCall",
     "TunnelLimits",

@@ -5,28 +5,47 @@ role, own nonce, expiry, signature over both addresses and both nonces). Hub: ch
 (expiry, its own signature with the nonces in its order). A nonce is 32 fresh bytes of whoever has to
 be convinced, so a recorded proof fits no other connection; sender, receiver and role are signed, so it
 fits no other party and no other direction. Time and nonces are arguments.
+
+A session outlives its connection. Who comes back runs the whole handshake anew and says in its proof
+which session it resumes, for the how-manieth time, and how many messages of it have come; the welcome
+says how many the hub has. Both are signed, folded into the sender's nonce: a session's name alone lets
+nobody in, and whoever carries the messages cannot change what is resumed.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from emcd.errors import LocalProtocolError, RemoteProtocolError
 from emcd.proto.address import parse_address
 from emcd.proto.eip712 import Domain
+from emcd.proto.hashing import keccak
 from emcd.proto.messages import TunnelAuth
 from emcd.proto.signing import Signer, require_signer
 from emcd.types import Address, ParticipantRole
 
-VERSION = 1
+VERSION = 2
 VALID_MS = 60_000
 SKEW_MS = 30_000
 HANDSHAKE_BYTES = 1024
 _NONCE_BYTES = 32
+SESSION_BYTES = 16
+_COUNT_MAX = 2**63
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Resume(NamedTuple):
+    """What of a session goes on: its name, for the how-manieth time, and how many messages came."""
+
+    session: bytes
+    epoch: int
+    received: int
+
+
+FRESH = Resume(b"", 0, 0)
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -46,6 +65,9 @@ class Proof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     nonce: bytes
     expires_at_ms: int
     signature: bytes
+    session: bytes
+    epoch: int
+    received: int
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -53,6 +75,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
 
     expires_at_ms: int
     signature: bytes
+    session: bytes
+    received: int
 
 
 class HubHandshake:
@@ -62,7 +86,9 @@ class HubHandshake:
         self._key = key
         self._domain = domain
         self._nonce = _require_own_nonce(nonce)
-        self._node: tuple[Address, ParticipantRole, bytes] | None = None
+        self._node: tuple[Address, bytes] | None = None
+        self.resume = FRESH
+        """What the node wants to go on with, once its proof is checked."""
 
     def hello(self) -> bytes:
         return msgspec.msgpack.encode(Hello(VERSION, self._key.address, self._nonce))
@@ -78,31 +104,43 @@ class HubHandshake:
         proof = _decode(message, Proof)
         node = _require_address(proof.node)
         _require_nonce(proof.nonce, self._nonce)
+        resume = _require_resume(Resume(proof.session, proof.epoch, proof.received))
         _require_fresh(proof.expires_at_ms, now_ms)
         if proof.role not in set(roles):
             raise RemoteProtocolError("EMC-1406", f"role {proof.role}", 403)
-        struct = TunnelAuth(
-            node, self._key.address, proof.nonce, self._nonce, proof.expires_at_ms, proof.role
-        )
+        bound = _bind(proof.nonce, resume)
+        struct = TunnelAuth(node, self._key.address, bound, self._nonce, proof.expires_at_ms, proof.role)
         _require_signed(self._domain, struct, proof.signature, node)
-        self._node = (node, ParticipantRole(proof.role), proof.nonce)
+        self._node = (node, proof.nonce)
+        self.resume = resume
         return node, ParticipantRole(proof.role)
 
-    def welcome(self, now_ms: int) -> bytes:
-        """Raises: LocalProtocolError EMC-1402 before `check`."""
-        if self._node is None:
+    def welcome(self, now_ms: int, session: bytes, received: int = 0) -> bytes:
+        """The answer to a proof: the session that begins or goes on, and how many messages of it came.
+
+        Raises: LocalProtocolError EMC-1402 before `check`.
+        """
+        if self._node is None or len(session) != SESSION_BYTES:
             raise LocalProtocolError("EMC-1402", "a welcome for nobody")
-        node, _, nonce = self._node
+        node, nonce = self._node
         expires = now_ms + VALID_MS
-        struct = TunnelAuth(self._key.address, node, self._nonce, nonce, expires, int(ParticipantRole.HUB))
-        return msgspec.msgpack.encode(Welcome(expires, self._key.sign(self._domain, struct)))
+        bound = _bind(self._nonce, Resume(session, self.resume.epoch, received))
+        struct = TunnelAuth(self._key.address, node, bound, nonce, expires, int(ParticipantRole.HUB))
+        signature = self._key.sign(self._domain, struct)
+        return msgspec.msgpack.encode(Welcome(expires, signature, session, received))
 
 
 class NodeHandshake:
     """The node's side: `prove` on the hub's hello, then `check` its welcome."""
 
     def __init__(
-        self, key: Signer, domain: Domain, nonce: bytes, role: ParticipantRole, hub: Address | None
+        self,
+        key: Signer,
+        domain: Domain,
+        nonce: bytes,
+        role: ParticipantRole,
+        hub: Address | None,
+        resume: Resume = FRESH,
     ) -> None:
         self._key = key
         self._domain = domain
@@ -110,6 +148,10 @@ class NodeHandshake:
         self._role = role
         self._pinned = hub
         self._hub: tuple[Address, bytes] | None = None
+        self._resume = resume
+        self.session = b""
+        self.received = 0
+        """The session as the welcome names it, and how many of this side's messages the hub has."""
 
     def prove(self, hello: bytes, now_ms: int) -> bytes:
         """The node's proof, signed only for the pinned hub.
@@ -123,23 +165,29 @@ class NodeHandshake:
         _require_nonce(message.nonce, self._nonce)
         self._hub = (hub, message.nonce)
         expires = now_ms + VALID_MS
-        struct = TunnelAuth(self._key.address, hub, self._nonce, message.nonce, expires, int(self._role))
+        bound, role = _bind(self._nonce, self._resume), int(self._role)
+        struct = TunnelAuth(self._key.address, hub, bound, message.nonce, expires, role)
         signature = self._key.sign(self._domain, struct)
         return msgspec.msgpack.encode(
-            Proof(VERSION, self._key.address, int(self._role), self._nonce, expires, signature)
+            Proof(VERSION, self._key.address, role, self._nonce, expires, signature, *self._resume)
         )
 
     def check(self, welcome: bytes, now_ms: int) -> Address:
-        """The hub's proven address. Raises: RemoteProtocolError EMC-1402, 1404, 1405."""
+        """The hub's proven address. Raises: RemoteProtocolError EMC-1402, 1404, 1405, 1416."""
         if self._hub is None:
             raise LocalProtocolError("EMC-1402", "a welcome before the hello")
         hub, nonce = self._hub
         message = _decode(welcome, Welcome)
         _require_fresh(message.expires_at_ms, now_ms)
-        struct = TunnelAuth(
-            hub, self._key.address, nonce, self._nonce, message.expires_at_ms, int(ParticipantRole.HUB)
-        )
+        told = Resume(message.session, self._resume.epoch, message.received)
+        if len(told.session) != SESSION_BYTES or not 0 <= told.received < _COUNT_MAX:
+            raise RemoteProtocolError("EMC-1402", "the welcome names no session")
+        bound, role = _bind(nonce, told), int(ParticipantRole.HUB)
+        struct = TunnelAuth(hub, self._key.address, bound, self._nonce, message.expires_at_ms, role)
         _require_signed(self._domain, struct, message.signature, hub)
+        if self._resume.session not in (b"", told.session):
+            raise RemoteProtocolError("EMC-1416", "the hub goes on with another session")
+        self.session, self.received = told.session, told.received
         return hub
 
 
@@ -172,6 +220,21 @@ def _require_own_nonce(nonce: bytes) -> bytes:
 def _require_nonce(theirs: bytes, ours: bytes) -> None:
     if len(theirs) != _NONCE_BYTES or theirs == ours:
         raise RemoteProtocolError("EMC-1402", "the nonce is not 32 bytes of the peer's own")
+
+
+def _require_resume(resume: Resume) -> Resume:
+    session, epoch, received = resume
+    if not (0 <= epoch < _COUNT_MAX and 0 <= received < _COUNT_MAX):
+        raise RemoteProtocolError("EMC-1402", "the proof's counts are out of range")
+    if resume != FRESH and (len(session) != SESSION_BYTES or not epoch):
+        raise RemoteProtocolError("EMC-1402", "the proof names no session")
+    return resume
+
+
+def _bind(nonce: bytes, resume: Resume) -> bytes:
+    """The nonce that is signed: it stands for what is resumed as well."""
+    session, epoch, received = resume
+    return keccak(nonce + session + epoch.to_bytes(8, "big") + received.to_bytes(8, "big"))
 
 
 def _require_fresh(expires_at_ms: int, now_ms: int) -> None:

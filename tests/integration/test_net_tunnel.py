@@ -9,9 +9,10 @@ import pytest
 import trio
 
 from emcd.errors import ConfigError, RecoverableError, RemoteProtocolError
-from emcd.net.tunnel import IncomingCall, TunnelLimits
+from emcd.net.tunnel import HubCall, IncomingCall, TunnelLimits
 from emcd.proto.tunnel import WINDOW_BYTES
 from tests.support.net_world import WAIT_S
+from tests.support.tunnel_proxy import TO_NODE, tunnel_proxy
 from tests.support.tunnel_world import NODE, drop_control, hub_world, node_world, tunnel_world
 
 
@@ -126,6 +127,69 @@ async def test_tunnel_caller_cancelled_cancels_the_handler() -> None:
             await handler.cancelled.wait()
 
 
+async def test_tunnel_call_stopped_gets_what_is_under_way_and_the_handlers_end() -> None:
+    sent: list[int] = []
+
+    async def on_call(call: IncomingCall) -> None:
+        await call.start(b"head")
+        try:
+            while True:
+                await call.send(b"x" * 1000)
+                await trio.sleep(0.001)
+        finally:
+            with trio.move_on_after(1, shield=True):
+                sent.append(call.sent_bytes)
+                await call.finish(b"receipt over %d" % call.sent_bytes)
+
+    async with tunnel_world(on_call) as (_, node, peer):
+        async with peer.call(b"", b"") as call:
+            await call.head()
+            read = len(await anext(call))
+            call.stop()
+            with trio.fail_after(1):
+                async for chunk in call:
+                    read += len(chunk)
+                assert await call.end() == b"receipt over %d" % read
+        assert sent == [read]
+        assert peer.open_calls == 0
+        assert node.errors == []
+
+
+async def test_tunnel_call_stopped_whose_handler_gives_no_end_says_so() -> None:
+    handler = Handler()
+    async with tunnel_world(handler) as (_, node, peer):
+        async with peer.call(b"", b"") as call:
+            await call.head()
+            call.stop()
+            with trio.fail_after(1), pytest.raises(RecoverableError, match="EMC-1426"):
+                await call.end()
+        assert handler.cancelled.is_set()
+        assert node.errors == []
+
+
+async def test_tunnel_call_left_after_the_stop_has_an_orphan() -> None:
+    async def on_call(call: IncomingCall) -> None:
+        await call.start(b"head")
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await trio.sleep(0.1)
+                await call.finish(b"late receipt")
+
+    async with tunnel_world(on_call) as (_, _, peer):
+        orphans: list[HubCall] = []
+        peer.on_orphan = orphans.append
+        async with peer.call(b"", b"") as call:
+            call.owner = "ours"
+            await call.head()
+        with trio.fail_after(2):
+            await until(lambda: bool(orphans))
+        assert [(o.owner, o.head, o.end, o.body()) for o in orphans] == [
+            ("ours", b"head", b"late receipt", b"")
+        ]
+
+
 async def test_tunnel_call_cancelled_before_its_body_is_there_never_starts() -> None:
     handler = Handler()
     async with tunnel_world(handler) as (_, _, peer):
@@ -172,12 +236,16 @@ async def test_tunnel_answer_over_its_bound_is_cut() -> None:
             await handler.cancelled.wait()
 
 
-@pytest.mark.parametrize("side", ["hub", "node"])
-async def test_tunnel_lost_ends_calls_and_handlers_at_once(side: str) -> None:
+async def test_tunnel_lost_for_good_ends_calls_and_handlers_at_once() -> None:
     handler = Handler(piece=b"x" * 100_000)
     failed: list[str] = []
 
-    async with hub_world() as hub, node_world(hub, handler) as node, trio.open_nursery() as nursery:
+    async with (
+        hub_world(TunnelLimits(resume_s=0)) as hub,
+        tunnel_proxy(hub.port) as proxy,
+        node_world(hub, handler, url=proxy.url) as node,
+        trio.open_nursery() as nursery,
+    ):
         peer = await hub.peer()
 
         async def one() -> None:
@@ -192,9 +260,8 @@ async def test_tunnel_lost_ends_calls_and_handlers_at_once(side: str) -> None:
         for _ in range(20):
             nursery.start_soon(one)
         await trio.sleep(0.1)
-        link = peer._link if side == "hub" else node.link._link
         with trio.fail_after(1):
-            await trio.aclose_forcefully(link._websocket.stream)
+            proxy.cut()
             await until(lambda: len(failed) == 20 and not handler.running)
         assert set(failed) == {"EMC-1412"}
         await peer.closed.wait()
@@ -344,22 +411,41 @@ async def test_tunnel_calls_over_the_bound_are_refused_here() -> None:
 
 
 async def test_tunnel_silent_peer_is_found_by_ping() -> None:
-    limits = TunnelLimits(ping_interval_s=0.2, ping_timeout_s=0.2, close_s=0.2)
-    async with hub_world(limits) as hub, node_world(hub, limits=TunnelLimits(ping_interval_s=60)) as node:
+    limits = TunnelLimits(ping_interval_s=0.2, ping_timeout_s=0.2, close_s=0.2, resume_s=0)
+    async with (
+        hub_world(limits) as hub,
+        tunnel_proxy(hub.port) as proxy,
+        node_world(hub, url=proxy.url) as node,
+    ):
         peer = await hub.peer()
-        websocket = node.link._link._websocket
-        websocket.recv_flow_control = trio.Event()  # the node reads no more, and its socket stays open
-        await peer.send_control(b"the read that is under way")
+        await trio.sleep(0.6)
+        assert peer.live
+        proxy.silence()
         with trio.fail_after(3):
             await peer.closed.wait()
+            await node.link.closed.wait()
+
+
+async def test_tunnel_that_is_busy_one_way_is_not_taken_for_silent() -> None:
+    limits = TunnelLimits(ping_interval_s=0.1, ping_timeout_s=0.2, resume_s=0)
+    handler = Handler(piece=b"x" * 20_000)
+    async with tunnel_world(handler, limits) as (_, node, peer):
+        async with peer.call(b"", b"") as call:
+            await call.head()
+            read = 0
+            with trio.move_on_after(0.8):
+                async for chunk in call:
+                    read += len(chunk)
+        assert read > WINDOW_BYTES
+        assert peer.live
+        assert node.link.live
 
 
 async def test_tunnel_peer_that_stops_reading_is_cut() -> None:
-    limits = TunnelLimits(write_stall_s=0.3, close_s=0.2)
-    async with hub_world(limits) as hub, node_world(hub) as node:
+    limits = TunnelLimits(write_stall_s=0.3, close_s=0.2, resume_s=0)
+    async with hub_world(limits) as hub, tunnel_proxy(hub.port) as proxy, node_world(hub, url=proxy.url):
         peer = await hub.peer()
-        websocket = node.link._link._websocket
-        websocket.recv_flow_control = trio.Event()
+        proxy.silence(TO_NODE)
         code = ""
         with trio.fail_after(5):
             while not code:

@@ -12,13 +12,15 @@ from emcd.errors import LocalProtocolError, RemoteProtocolError
 from emcd.keys import SigningKey
 from emcd.proto.eip712 import Domain
 from emcd.proto.messages import TunnelAuth
-from emcd.proto.tunnel_auth import SKEW_MS, VALID_MS, HubHandshake, NodeHandshake
+from emcd.proto.tunnel_auth import FRESH, SKEW_MS, VALID_MS, HubHandshake, NodeHandshake, Resume
 from emcd.types import ParticipantRole as Role
 
 HUB, NODE, OTHER = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
 DOMAIN = Domain(31337, HUB.address)
 NOW = 1_800_000_000_000
 COMPUTE = frozenset({Role.COMPUTE})
+NAME = bytes(range(16))
+AGAIN = Resume(NAME, 3, 7)
 N1, N2, N3 = (bytes([n]) * 32 for n in (11, 12, 13))
 
 
@@ -32,8 +34,9 @@ def node_side(
     nonce: bytes = N2,
     role: Role = Role.COMPUTE,
     hub: Any = HUB.address,
+    resume: Resume = FRESH,
 ) -> NodeHandshake:
-    return NodeHandshake(key, domain, nonce, role, hub)
+    return NodeHandshake(key, domain, nonce, role, hub, resume)
 
 
 def proof(node: NodeHandshake | None = None, hub: HubHandshake | None = None, now_ms: int = NOW) -> list[Any]:
@@ -51,13 +54,15 @@ def test_handshake_of_the_right_keys_proves_both() -> None:
     hub, node = hub_side(), node_side()
     message = node.prove(hub.hello(), NOW)
     assert hub.check(message, NOW + 500, COMPUTE) == (NODE.address, Role.COMPUTE)
-    assert node.check(hub.welcome(NOW + 500), NOW + 900) == HUB.address
+    assert hub.resume == FRESH
+    assert node.check(hub.welcome(NOW + 500, NAME), NOW + 900) == HUB.address
+    assert (node.session, node.received) == (NAME, 0)
 
 
 def test_handshake_without_a_pin_proves_whoever_answers() -> None:
     hub, node = hub_side(key=OTHER), node_side(hub=None)
     hub.check(node.prove(hub.hello(), NOW), NOW, COMPUTE)
-    assert node.check(hub.welcome(NOW), NOW) == OTHER.address
+    assert node.check(hub.welcome(NOW, NAME), NOW) == OTHER.address
 
 
 class Signer:
@@ -144,7 +149,8 @@ def test_hub_proof_of_another_role_that_is_wanted_passes() -> None:
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (0, 2),
+        (0, 1),
+        (0, 3),
         (0, None),
         (1, NODE.address.lower()),
         (1, "0x00"),
@@ -157,6 +163,15 @@ def test_hub_proof_of_another_role_that_is_wanted_passes() -> None:
         (4, 1.5),
         (5, None),
         (5, "x" * 65),
+        (6, NAME),
+        (6, NAME[1:]),
+        (6, None),
+        (7, 1),
+        (7, -1),
+        (7, 2**63),
+        (8, 1),
+        (8, -1),
+        (8, 2**63),
     ],
 )
 def test_hub_proof_malformed_is_refused(place: int, value: Any) -> None:
@@ -187,7 +202,7 @@ def test_text_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="EMC-1402"):
         hub.check(message, NOW, COMPUTE)
     with pytest.raises(RemoteProtocolError, match="EMC-1402"):
-        node_side().prove(msgspec.msgpack.encode([1, "abc", N1]).replace(b"abc", b"\xff\xfe\xfd"), NOW)
+        node_side().prove(msgspec.msgpack.encode([2, "abc", N1]).replace(b"abc", b"\xff\xfe\xfd"), NOW)
 
 
 def test_hub_extra_field_is_refused() -> None:
@@ -204,7 +219,7 @@ def test_node_signs_nothing_for_another_hub() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [[2, HUB.address, N1], [1, "hub", N1], [1, HUB.address, b""], [1, HUB.address, N2]]
+    "fields", [[1, HUB.address, N1], [2, "hub", N1], [2, HUB.address, b""], [2, HUB.address, N2]]
 )
 def test_node_malformed_hello_is_refused(fields: list[Any]) -> None:
     with pytest.raises(RemoteProtocolError, match="EMC-1402"):
@@ -215,7 +230,7 @@ def welcomed(sign: Any, now_ms: int = NOW) -> tuple[NodeHandshake, bytes]:
     """A node and the welcome of a hub that signs as the test says."""
     hub, node = HubHandshake(Signer(HUB.address, sign), DOMAIN, N1), node_side()
     hub.check(node.prove(hub.hello(), NOW), NOW, COMPUTE)
-    return node, hub.welcome(now_ms)
+    return node, hub.welcome(now_ms, NAME)
 
 
 @pytest.mark.parametrize(
@@ -246,13 +261,78 @@ def test_node_own_signature_reflected_is_no_welcome() -> None:
     node = node_side()
     fields = msgspec.msgpack.decode(node.prove(hub_side().hello(), NOW))
     with pytest.raises(RemoteProtocolError, match="EMC-1404"):
-        node.check(msgspec.msgpack.encode([fields[4], fields[5]]), NOW)
+        node.check(msgspec.msgpack.encode([fields[4], fields[5], NAME, 0]), NOW)
 
 
 def test_handshake_steps_out_of_order_are_our_fault() -> None:
     with pytest.raises(LocalProtocolError, match="EMC-1402"):
-        hub_side().welcome(NOW)
+        hub_side().welcome(NOW, NAME)
     with pytest.raises(LocalProtocolError, match="EMC-1402"):
         node_side().check(b"", NOW)
     with pytest.raises(LocalProtocolError, match="EMC-1402"):
         hub_side(nonce=b"short")
+    hub = hub_side()
+    hub.check(node_side().prove(hub.hello(), NOW), NOW, COMPUTE)
+    with pytest.raises(LocalProtocolError, match="EMC-1402"):
+        hub.welcome(NOW, b"short")
+
+
+def test_resume_is_proven_by_both_sides() -> None:
+    hub, node = hub_side(), node_side(resume=AGAIN)
+    assert hub.check(node.prove(hub.hello(), NOW), NOW, COMPUTE) == (NODE.address, Role.COMPUTE)
+    assert hub.resume == AGAIN
+    assert node.check(hub.welcome(NOW, NAME, 5), NOW) == HUB.address
+    assert (node.session, node.received) == (NAME, 5)
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, NAME[::-1]), (7, 4), (7, 2), (8, 6), (8, 8)])
+def test_resume_with_another_session_epoch_or_count_than_signed_is_refused(place: int, value: Any) -> None:
+    fields = proof(node_side(resume=AGAIN))
+    fields[place] = value
+    with pytest.raises(RemoteProtocolError, match="EMC-1404"):
+        check(fields)
+
+
+def test_resume_taken_out_of_a_proof_or_put_in_is_refused() -> None:
+    fields = proof(node_side(resume=AGAIN))
+    with pytest.raises(RemoteProtocolError, match="EMC-1404"):
+        check([*fields[:6], *FRESH])
+    with pytest.raises(RemoteProtocolError, match="EMC-1404"):
+        check([*proof()[:6], *AGAIN])
+
+
+def test_resume_replayed_on_another_connection_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="EMC-1404"):
+        check(proof(node_side(resume=AGAIN), hub_side(nonce=N3)))
+
+
+def test_resume_signed_by_another_key_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="EMC-1404"):
+        check(proof(node_side(key=Signer(NODE.address, OTHER.sign), resume=AGAIN)))
+
+
+@pytest.mark.parametrize(("place", "value"), [(2, NAME[::-1]), (3, 6), (3, 0)])
+def test_node_welcome_of_another_session_or_count_than_signed_is_refused(place: int, value: Any) -> None:
+    hub, node = hub_side(), node_side(resume=AGAIN)
+    hub.check(node.prove(hub.hello(), NOW), NOW, COMPUTE)
+    fields = msgspec.msgpack.decode(hub.welcome(NOW, NAME, 5))
+    fields[place] = value
+    with pytest.raises(RemoteProtocolError, match="EMC-1404"):
+        node.check(msgspec.msgpack.encode(fields), NOW)
+
+
+@pytest.mark.parametrize(("place", "value"), [(2, b""), (2, NAME[1:]), (3, -1), (3, 2**63)])
+def test_node_welcome_malformed_is_refused(place: int, value: Any) -> None:
+    hub, node = hub_side(), node_side()
+    hub.check(node.prove(hub.hello(), NOW), NOW, COMPUTE)
+    fields = msgspec.msgpack.decode(hub.welcome(NOW, NAME))
+    fields[place] = value
+    with pytest.raises(RemoteProtocolError, match="EMC-1402"):
+        node.check(msgspec.msgpack.encode(fields), NOW)
+
+
+def test_node_welcome_to_another_session_than_it_resumes_is_refused() -> None:
+    hub, node = hub_side(), node_side(resume=AGAIN)
+    hub.check(node.prove(hub.hello(), NOW), NOW, COMPUTE)
+    with pytest.raises(RemoteProtocolError, match="EMC-1416"):
+        node.check(hub.welcome(NOW, NAME[::-1], 5), NOW)

@@ -12,16 +12,24 @@ from emcd.proto.tunnel import (
     CONTROLS_MAX,
     DETAIL_BYTES,
     FRAME_COST,
+    INLINE_BYTES,
     META_BYTES,
     PIECE_BYTES,
     WINDOW_BYTES,
     FrameType,
-    ReceiveWindow,
-    SendWindow,
     Session,
+    charge,
+    decode_answer,
+    decode_call,
     decode_error,
+    encode_answer,
+    encode_call,
     encode_error,
     encode_frame,
+    encode_window,
+    grant,
+    is_credit_due,
+    piece_bytes,
     split_frames,
 )
 from emcd.proto.tunnel_hub import HubSession
@@ -54,7 +62,9 @@ def test_frames_of_an_empty_message_are_none() -> None:
         (raw(5, 1, 1), "EMC-1420"),
         (raw(5, 1, 4, b"abc"), "EMC-1420"),
         (raw(0, 1, 0), "EMC-1420"),
-        (raw(12, 1, 0), "EMC-1420"),
+        (raw(14, 1, 0), "EMC-1420"),
+        (raw(12, 0, 4, bytes(4)), "EMC-1420"),
+        (raw(12, 1, META_BYTES + INLINE_BYTES + 5), "EMC-1423"),
         (raw(255, 1, 0), "EMC-1420"),
         (raw(5, 0, 0), "EMC-1420"),
         (raw(10, 1, 0), "EMC-1420"),
@@ -109,42 +119,86 @@ def test_error_without_a_code_cannot_be_made(code: str) -> None:
 
 
 def test_window_all_of_it_can_be_sent_and_no_more() -> None:
-    sender, receiver = SendWindow(), ReceiveWindow()
+    sender = receiver = WINDOW_BYTES
     sent = 0
-    while size := sender.take_piece(10**9):
-        receiver.charge(bytes(size))
+    while size := piece_bytes(sender, 10**9):
+        sender -= size + FRAME_COST
+        receiver = charge(receiver, bytes(size))
         sent += size
-    assert WINDOW_BYTES - PIECE_BYTES < sent < WINDOW_BYTES
-    assert receiver.credit == sender.credit >= 0
+    assert WINDOW_BYTES - PIECE_BYTES - FRAME_COST * 4 <= sent < WINDOW_BYTES
+    assert receiver == sender >= 0
     with pytest.raises(RemoteProtocolError, match="EMC-1422"):
-        receiver.charge(bytes(PIECE_BYTES))
+        charge(receiver, bytes(PIECE_BYTES))
 
 
 def test_window_empty_frames_cost_too() -> None:
-    receiver = ReceiveWindow()
+    credit = WINDOW_BYTES
     for _ in range(WINDOW_BYTES // FRAME_COST):
-        receiver.charge(b"")
+        credit = charge(credit, b"")
     with pytest.raises(RemoteProtocolError, match="EMC-1422"):
-        receiver.charge(b"")
+        charge(credit, b"")
+
+
+@pytest.mark.parametrize("left", [1, 10_000, PIECE_BYTES, PIECE_BYTES + 1])
+def test_window_pieces_are_never_cut_short(left: int) -> None:
+    size = min(left, PIECE_BYTES)
+    assert piece_bytes(size + FRAME_COST, left) == size
+    assert piece_bytes(size + FRAME_COST - 1, left) == 0
 
 
 def test_window_credit_comes_back_when_half_is_consumed() -> None:
-    sender, receiver = SendWindow(), ReceiveWindow()
-    moved = 0
+    credit, consumed = WINDOW_BYTES, 0
     for _ in range(100):
-        size = sender.take_piece(10_000)
-        assert size == 10_000
-        receiver.charge(bytes(size))
-        if credit := receiver.consume(bytes(size)):
-            sender.grant(credit)
-        moved += size
-    assert moved == 1_000_000
+        assert piece_bytes(credit, 10_000) == 10_000
+        credit -= 10_000 + FRAME_COST
+        consumed += 10_000 + FRAME_COST
+        if is_credit_due(consumed):
+            ((_, _, payload),) = split_frames(encode_window(1, consumed))
+            credit, consumed = grant(credit, payload), 0
 
 
 @pytest.mark.parametrize("payload", [b"", b"\0\0\0\0", b"\0\0\0", b"\xff\xff\xff\xff", struct.pack("!I", 1)])
 def test_window_credit_that_was_not_spent_raises(payload: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match=r"EMC-142[02]"):
-        SendWindow().grant(payload)
+        grant(WINDOW_BYTES, payload)
+
+
+def test_call_and_answer_round_trip() -> None:
+    ((_, _, call),) = split_frames(encode_call(3, b"meta", b"body"))
+    assert decode_call(call) == (b"meta", b"body")
+    ((_, _, answer),) = split_frames(encode_answer(3, b"head", b"body", b"end"))
+    assert decode_answer(answer) == (b"head", b"body", b"end")
+
+
+@pytest.mark.parametrize("payload", [b"", b"\0\0\0", b"\0\0\0\5meta", b"\xff\xff\xff\xff"])
+def test_call_of_parts_that_do_not_fit_raises(payload: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="EMC-1420"):
+        decode_call(payload)
+
+
+@pytest.mark.parametrize("payload", [bytes(7), b"\0\0\0\1\0\0\0\0", b"\xff" * 8, b"\0\0\0\2\0\0\0\2abc"])
+def test_answer_of_parts_that_do_not_fit_raises(payload: bytes) -> None:
+    with pytest.raises(RemoteProtocolError, match="EMC-1420"):
+        decode_answer(payload)
+
+
+def test_parts_over_their_bound_raise() -> None:
+    body = bytes(INLINE_BYTES + 1)
+    with pytest.raises(RemoteProtocolError, match="EMC-1423"):
+        decode_call(struct.pack("!I", 0) + body)
+    with pytest.raises(RemoteProtocolError, match="EMC-1423"):
+        decode_call(struct.pack("!I", META_BYTES + 1) + bytes(META_BYTES + 1))
+    with pytest.raises(RemoteProtocolError, match="EMC-1423"):
+        decode_answer(struct.pack("!II", 0, 0) + body)
+    with pytest.raises(RemoteProtocolError, match="EMC-1423"):
+        decode_answer(struct.pack("!II", META_BYTES + 1, 0) + bytes(META_BYTES + 1))
+    for meta, inline in ((b"", body), (bytes(META_BYTES + 1), b"")):
+        with pytest.raises(LocalProtocolError, match="EMC-1423"):
+            encode_call(1, meta, inline)
+        with pytest.raises(LocalProtocolError, match="EMC-1423"):
+            encode_answer(1, meta, inline, b"")
+        with pytest.raises(LocalProtocolError, match="EMC-1423"):
+            encode_answer(1, b"", inline, meta)
 
 
 def test_session_messages_are_taken_in_bounded_pieces() -> None:

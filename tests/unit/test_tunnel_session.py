@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from emcd.errors import LocalProtocolError, RecoverableError, RemoteProtocolError
 from emcd.proto.tunnel import (
+    INLINE_BYTES,
     META_BYTES,
     PIECE_BYTES,
     WINDOW_BYTES,
     FrameType,
+    encode_answer,
+    encode_call,
     encode_error,
     encode_frame,
     split_frames,
@@ -26,16 +31,22 @@ def frame(kind: FrameType, call: int = 1, payload: bytes = b"") -> bytes:
 
 def pump(hub: HubSession, node: NodeSession) -> None:
     """Carry all messages until both are silent."""
-    while (to_node := hub.take_message()) or node.outbox:
+    while (to_node := hub.take_message()) or node.has_news:
         if to_node:
             node.receive(to_node)
         if to_hub := node.take_message():
             hub.receive(to_hub)
 
 
-def opened(body: bytes = b"body") -> tuple[HubSession, HubCall, NodeSession, NodeCall]:
+def ignore(call: HubCall) -> None:
+    """A reader of a stream that takes its data when it wants."""
+
+
+def opened(
+    body: bytes = b"body", on_data: Any = ignore, max_bytes: int = 0
+) -> tuple[HubSession, HubCall, NodeSession, NodeCall]:
     hub, node = HubSession(), NodeSession()
-    call = hub.open(b"meta", body)
+    call = hub.open(b"meta", body, None, on_data, max_bytes)
     pump(hub, node)
     return hub, call, node, node.ready.popleft()
 
@@ -47,13 +58,11 @@ def test_call_whole_life_is_seen_on_both_sides() -> None:
     assert node.send_piece(incoming, memoryview(b"one")) == 3
     node.send_piece(incoming, memoryview(b"two"))
     node.finish(incoming, b"end")
-    woken: list[int] = []
-    call.notify = lambda: woken.append(1)
-    pump(hub, node)
+    assert hub.receive(node.take_message()) == [call]
     assert call.head == b"head"
-    assert [hub.take_chunk(call), hub.take_chunk(call)] == [b"one", b"two"]
+    assert call.chunks == [b"one", b"two"]
+    assert (hub.take(call), hub.take(call)) == (b"onetwo", b"")
     assert call.end == b"end"
-    assert woken == [1]
     assert not (hub.calls or node.calls)
 
 
@@ -62,13 +71,74 @@ def test_call_body_of_any_size_arrives_whole(size: int) -> None:
     body = bytes(n % 251 for n in range(size))
     hub, _, node, incoming = opened(body)
     assert node.take_body(incoming) == body
-    assert hub.outbox_bytes == 0
+    assert not hub.has_news
 
 
 def test_call_body_waits_for_the_window() -> None:
     hub = HubSession()
     hub.open(b"meta", bytes(10 * WINDOW_BYTES))
-    assert hub.outbox_bytes < WINDOW_BYTES + 1000
+    sent = 0
+    while message := hub.take_message(1000):
+        assert len(message) < PIECE_BYTES + 1000
+        sent += len(message)
+    assert WINDOW_BYTES - PIECE_BYTES < sent < WINDOW_BYTES + 1000
+    assert not hub.has_news
+
+
+def test_call_large_body_holds_up_no_small_one() -> None:
+    hub = HubSession()
+    large = [hub.open(b"", bytes(WINDOW_BYTES)).number for _ in range(2)]
+    small = hub.open(b"", b"x").number
+    kinds = [(kind, number) for kind, number, _ in split_frames(hub.take_message(PIECE_BYTES))]
+    assert kinds == [(T.OPEN, large[0]), (T.OPEN, large[1]), (T.CALL, small), (T.BODY, large[0])]
+    assert [number for _, number, _ in split_frames(hub.take_message(2 * PIECE_BYTES))] == large[::-1]
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES])
+def test_call_answer_in_one_frame_arrives_whole(size: int) -> None:
+    hub, call, node, incoming = opened(on_data=None, max_bytes=INLINE_BYTES)
+    assert node.answer(incoming, b"head", bytes(size), b"end")
+    assert len(node.outbox) == 1
+    assert hub.receive(node.take_message()) == [call]
+    assert (call.head, call.body(), call.end, call.error) == (b"head", bytes(size), b"end", None)
+    assert not (hub.calls or node.calls)
+
+
+def test_call_answer_too_large_for_one_frame_says_so() -> None:
+    _, _, node, incoming = opened()
+    assert not node.answer(incoming, b"head", bytes(INLINE_BYTES + 1), b"end")
+    assert not node.has_news
+    node.start(incoming, b"head")
+
+
+def test_call_collected_gives_the_window_back_by_itself() -> None:
+    hub, call, node, incoming = opened(on_data=None, max_bytes=10 * WINDOW_BYTES)
+    node.start(incoming, b"head")
+    left = memoryview(bytes(10 * WINDOW_BYTES))
+    while left:
+        sent = node.send_piece(incoming, left)
+        assert sent
+        left = left[sent:]
+        pump(hub, node)
+    node.finish(incoming, b"end")
+    pump(hub, node)
+    assert call.body() == bytes(10 * WINDOW_BYTES)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_call_collected_over_its_bound_is_cancelled(inline: bool) -> None:
+    hub, call, node, incoming = opened(on_data=None, max_bytes=999)
+    if inline:
+        node.answer(incoming, b"", bytes(1000), b"end")
+    else:
+        node.start(incoming, b"")
+        node.send_piece(incoming, memoryview(bytes(1000)))
+    assert hub.receive(node.take_message()) == [call]
+    assert call.error is not None
+    assert call.error.code == "EMC-1428"
+    assert call.body() == b""
+    pump(hub, node)
+    assert incoming.cancelled is not inline
 
 
 def test_call_data_waits_for_the_reader() -> None:
@@ -79,8 +149,7 @@ def test_call_data_waits_for_the_reader() -> None:
     pump(hub, node)
     assert 0 < sent < WINDOW_BYTES
     assert node.send_piece(incoming, data[sent:]) == 0
-    while call.chunks:
-        hub.take_chunk(call)
+    assert len(hub.take(call)) == sent
     woken: list[int] = []
     incoming.notify = lambda: woken.append(1)
     pump(hub, node)
@@ -98,33 +167,76 @@ def test_call_error_of_the_node_ends_it() -> None:
     assert not (hub.calls or node.calls)
 
 
-def test_call_cancelled_is_confirmed_by_the_node() -> None:
+def test_call_cancelled_stays_open_until_the_node_ends_it() -> None:
     hub, call, node, incoming = opened()
+    node.start(incoming, b"head")
+    node.send_piece(incoming, memoryview(b"one"))
     woken: list[int] = []
     incoming.notify = lambda: woken.append(1)
     hub.cancel(call)
     hub.cancel(call)
-    assert hub.calls
     pump(hub, node)
     assert incoming.cancelled
     assert woken == [1]
+    assert hub.calls
+    assert node.calls
+    node.finish(incoming, b"receipt over one")
+    pump(hub, node)
+    assert (call.head, hub.take(call), call.end) == (b"head", b"one", b"receipt over one")
     assert not (hub.calls or node.calls)
-    node.start(incoming, b"late")
-    assert node.send_piece(incoming, memoryview(b"late")) == 4
-    node.finish(incoming, b"late")
-    assert node.outbox_bytes == 0
 
 
-def test_call_cancelled_while_its_answer_is_under_way_is_thrown_away() -> None:
+def test_call_cancelled_while_its_answer_is_under_way_still_gets_it() -> None:
     hub, call, node, incoming = opened()
     node.start(incoming, b"head")
     node.send_piece(incoming, memoryview(b"data"))
     node.finish(incoming, b"end")
     hub.cancel(call)
     pump(hub, node)
-    assert not call.chunks
-    assert call.end is None
+    assert (hub.take(call), call.end) == (b"data", b"end")
     assert not (hub.calls or node.calls)
+
+
+def test_call_dropped_throws_away_all_but_its_end() -> None:
+    hub, call, node, incoming = opened()
+    node.start(incoming, b"head")
+    node.send_piece(incoming, memoryview(b"data"))
+    node.finish(incoming, b"end")
+    hub.drop(call)
+    pump(hub, node)
+    assert not call.chunks
+    assert (call.head, call.end) == (b"head", b"end")
+    assert not (hub.calls or node.calls)
+
+
+def test_call_dropped_after_it_was_cancelled_is_cancelled_once() -> None:
+    hub, call, node, _ = opened()
+    hub.cancel(call)
+    hub.drop(call)
+    assert [kind for kind, _, _ in split_frames(hub.take_message())] == [T.CANCEL]
+
+
+@pytest.mark.parametrize("size", [INLINE_BYTES + 1, 2 * WINDOW_BYTES])
+def test_call_cancelled_before_its_body_is_there_is_ended_by_the_session(size: int) -> None:
+    hub, node = HubSession(), NodeSession()
+    call = hub.open(b"meta", bytes(size))
+    node.receive(hub.take_message(1000))
+    hub.cancel(call)
+    pump(hub, node)
+    assert call.error is not None
+    assert call.error.code == "EMC-1426"
+    assert not (node.ready or hub.calls or node.calls or hub.has_news)
+
+
+def test_call_ended_at_the_node_sends_nothing_more() -> None:
+    _, _, node, incoming = opened()
+    node.fail(incoming, "EMC-1427", "")
+    node.take_message()
+    node.start(incoming, b"late")
+    assert node.send_piece(incoming, memoryview(b"late")) == 4
+    assert node.answer(incoming, b"late", b"late", b"late")
+    node.finish(incoming, b"late")
+    assert node.outbox_bytes == 0
 
 
 def test_call_ended_early_lets_late_body_frames_pass() -> None:
@@ -209,6 +321,9 @@ def test_leaving_node_refuses_what_crosses_and_finishes_what_it_has() -> None:
         [frame(T.WINDOW, 2, b"\0\0\0\1")],
         [frame(T.HEAD), frame(T.END), frame(T.DATA)],
         [frame(T.HEAD), frame(T.END), frame(T.END)],
+        [frame(T.HEAD), encode_answer(1, b"", b"", b"")],
+        [encode_answer(1, b"", b"", b""), frame(T.END)],
+        [encode_call(1, b"", b"")],
         [encode_error(1, "EMC-1601", ""), frame(T.HEAD)],
         [encode_error(1, "EMC-1601", ""), encode_error(1, "EMC-1601", "")],
     ],
@@ -236,6 +351,12 @@ def test_hub_frames_out_of_order_end_the_session(frames: list[bytes]) -> None:
         [frame(T.OPEN), frame(T.END)],
         [frame(T.OPEN), encode_error(1, "EMC-1601", "")],
         [frame(T.OPEN), frame(T.CANCEL), frame(T.HEAD)],
+        [encode_call(2, b"", b"")],
+        [encode_call(1, b"", b""), encode_call(1, b"", b"")],
+        [encode_call(1, b"", b""), frame(T.BODY)],
+        [encode_call(1, b"", b""), frame(T.BODY_END)],
+        [encode_call(1, b"", b""), frame(T.CANCEL), frame(T.CANCEL)],
+        [encode_call(1, b"", b""), encode_answer(1, b"", b"", b"")],
     ],
 )
 def test_node_frames_out_of_order_end_the_session(frames: list[bytes]) -> None:
@@ -246,15 +367,16 @@ def test_node_frames_out_of_order_end_the_session(frames: list[bytes]) -> None:
 
 def test_hub_data_over_the_window_ends_the_session() -> None:
     hub = HubSession()
-    hub.open(b"", b"")
+    hub.open(b"", b"", None, ignore)
     hub.receive(frame(T.HEAD))
     with pytest.raises(RemoteProtocolError, match="EMC-1422"):
         hub.receive(frame(T.DATA, 1, bytes(PIECE_BYTES)) * 5)
 
 
-def test_hub_data_over_the_window_of_a_cancelled_call_ends_the_session() -> None:
+def test_hub_data_over_the_window_of_a_dropped_call_ends_the_session() -> None:
     hub = HubSession()
-    hub.cancel(hub.open(b"", b""))
+    hub.drop(hub.open(b"", b""))
+    hub.receive(frame(T.HEAD))
     with pytest.raises(RemoteProtocolError, match="EMC-1422"):
         hub.receive(frame(T.DATA, 1, bytes(PIECE_BYTES)) * 5)
 
