@@ -1,106 +1,144 @@
-"""The nodes that are here now: their tunnels, their last status, their calls in flight.
+"""The nodes that are here now: their tunnels, their last status, their calls in flight, their room.
 
 Owns nothing that must survive: a restart finds the nodes again as they reconnect. Invariants: one
 entry an address, the newest tunnel; a node is a candidate only with a tunnel and a status within
-the online window; in-flight counts are the hub's own. Only the loop's thread touches it.
+the online window; in-flight counts are the hub's own; while a call waits that could use a node's
+room, nobody else gets it. Only the loop's thread touches it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Hashable, Iterable, Mapping
 
-import trio
-
+from emcd.line import Line
 from emcd.proto.messages import NodeStatus
 from emcd.proto.openai import Endpoint
-from emcd.types import Address
+from emcd.scheduling.breaker import BreakerState
+from emcd.types import ZERO_ADDRESS, Address
+from emcd_hub.nodes.entry import NodeEntry, NodeRecord
+from emcd_hub.nodes.known_models import KnownModels
+from emcd_hub.nodes.lane import Lane, LaneKey
 from emcd_hub.nodes.link import NodeLink
 from emcd_hub.nodes.status import ModelInfo
 
-_Key = tuple[Endpoint, str]
+__all__ = ["NodeBoard", "NodeEntry"]
 
-
-@dataclass(slots=True, eq=False)
-class NodeEntry:
-    """One connected node."""
-
-    address: Address
-    link: NodeLink
-    status: NodeStatus | None = None
-    seen_at_ms: int = 0
-    sequence: int = 0
-    models: Mapping[str, ModelInfo] = field(default_factory=dict)
-    manifests: Mapping[bytes, ModelInfo] = field(default_factory=dict)
-    in_flight: int = 0
-    last_used: int = 0
-    connected: bool = True
-
-    @property
-    def free(self) -> int:
-        """Calls it may take now."""
-        return self.status.capacity - self.in_flight if self.status is not None else 0
+MAX_WAITING = 1024
+MODELS_PART = 4
+"""The calls of one model are at most this part of the line: one busy model does not refuse all others."""
 
 
 class NodeBoard:
     """All nodes with a live tunnel."""
 
-    def __init__(self, online_window_ms: int) -> None:
+    def __init__(self, online_window_ms: int, max_waiting: int = MAX_WAITING) -> None:
         self.window_ms = online_window_ms
         """How old a status may be; it changes with the network's parameters."""
+        self.line: Line[NodeEntry] = Line(max_waiting, -(-max_waiting // MODELS_PART))
+        """Calls that wait for room: at any node of a lane, or at nodes they name."""
+        self.half_open: set[NodeEntry] = set()
+        """Nodes whose breaker is half open."""
+        self._broken: set[NodeEntry] = set()
         self._entries: dict[Address, NodeEntry] = {}
-        self._serving: dict[_Key, list[NodeEntry]] = {}
-        self._last_seen_ms: dict[_Key, int] = {}
-        self._waiting: dict[_Key, trio.lowlevel.ParkingLot] = {}
-        self._promised: dict[_Key, int] = {}
+        self._records: dict[Address, NodeRecord] = {}
+        self._lanes: dict[LaneKey, Lane] = {}
+        self._known = KnownModels()
+        self._suspended: frozenset[Address] = frozenset()
         self._uses = 0
 
-    def join(self, link: NodeLink) -> NodeEntry:
+    def join(self, link: NodeLink, router: Address = ZERO_ADDRESS) -> NodeEntry:
         """Take a new tunnel; the node's older one is no longer used."""
         old = self._entries.get(link.address)
         if old is not None:
             self.leave(old)
-        entry = self._entries[link.address] = NodeEntry(link.address, link)
+        record = self._records.setdefault(link.address, NodeRecord())
+        record.left_at_ms = None
+        entry = self._entries[link.address] = NodeEntry(link.address, link, router, record=record)
+        entry.suspended = entry.address in self._suspended
+        self._sort(entry)
         return entry
 
     def leave(self, entry: NodeEntry) -> None:
         """Forget a tunnel; its calls end by themselves."""
         entry.connected = False
         self._set_models(entry, {})
+        entry.restate()
+        self.half_open.discard(entry)
+        self._broken.discard(entry)
         if self._entries.get(entry.address) is entry:
             del self._entries[entry.address]
+            entry.record.left_at_ms = entry.seen_at_ms
+
+    def set_live(self, entry: NodeEntry, live: bool) -> None:
+        """The node's link was lost, or stands again."""
+        entry.live = live
+        self.restate(entry)
 
     def apply_status(
         self, entry: NodeEntry, status: NodeStatus, models: Iterable[ModelInfo], now_ms: int
     ) -> None:
         """Take a checked status. Of two models of one name the first counts."""
         entry.status, entry.seen_at_ms, entry.sequence = status, now_ms, status.sequence
+        entry.capacity = status.capacity
         by_name: dict[str, ModelInfo] = {}
         for info in models:
             by_name.setdefault(info.name, info)
-        for key in _keys(by_name):
-            self._last_seen_ms[key] = now_ms
+        self._known.note(entry.address, by_name.values(), now_ms)
         if by_name != entry.models:
             self._set_models(entry, by_name)
-        self._wake(entry, entry.free)
+        self.restate(entry)
 
     def expire(self, now_ms: int) -> list[NodeEntry]:
         """Take nodes whose status is too old out of routing. Returns: those that went now."""
-        gone = [e for e in self._entries.values() if e.models and e.seen_at_ms < now_ms - self.window_ms]
+        oldest = now_ms - self.window_ms
+        gone = [e for e in self._entries.values() if e.models and e.seen_at_ms < oldest]
         for entry in gone:
             self._set_models(entry, {})
-        for key, seen in list(self._last_seen_ms.items()):
-            if seen < now_ms - self.window_ms and not self._serving.get(key):
-                del self._last_seen_ms[key]
+        self._known.forget(oldest)
+        for address, record in list(self._records.items()):
+            if record.left_at_ms is not None and record.left_at_ms < oldest:
+                del self._records[address]
         return gone
+
+    def suspend(self, nodes: Collection[Address]) -> None:
+        """These nodes, and no others, get only calls that name them."""
+        if nodes == self._suspended:
+            return
+        self._suspended = frozenset(nodes)
+        for entry in self._entries.values():
+            if entry.suspended != (entry.address in self._suspended):
+                entry.suspended = not entry.suspended
+                self.restate(entry)
+
+    def restate(self, entry: NodeEntry) -> None:
+        """The node's state changed in any way: sort it in, and give away what room it has.
+
+        What is known of a node outlives its tunnels: the newest counts, whichever the news came by.
+        """
+        current = self._entries.get(entry.address)
+        if current is not None:
+            self._sort(current)
+            current.restate()
+            self._offer(current)
+
+    def reopen(self, now: float) -> None:
+        """Try the broken nodes whose pause is over. `now`: seconds of the breakers' clock."""
+        for entry in list(self._broken):
+            if entry.record.breaker.poll(now):
+                self.restate(entry)
 
     def candidates(self, endpoint: Endpoint, model: str) -> list[NodeEntry]:
         """The nodes that serve a model; not to be changed by the caller."""
-        return self._serving.get((endpoint, model), _NOBODY)
+        lane = self._lanes.get((endpoint, model))
+        return _NOBODY if lane is None else lane.nodes
+
+    def find_lane(self, endpoint: Endpoint, model: str) -> Lane | None:
+        """The nodes that serve a model; None where there is none."""
+        return self._lanes.get((endpoint, model))
 
     def knows_model(self, endpoint: Endpoint, model: str) -> bool:
         """Whether anybody served it within the online window."""
-        return (endpoint, model) in self._last_seen_ms
+        return self._known.knows(endpoint, model)
 
     @property
     def is_empty(self) -> bool:
@@ -116,77 +154,85 @@ class NodeBoard:
     def list_models(self) -> dict[str, list[ModelInfo]]:
         """The models being served, by name, each manifest once."""
         found: dict[str, dict[bytes, ModelInfo]] = {}
+        for lane in self._lanes.values():
+            found.setdefault(lane.key[1], {}).update(lane.variants)
+        return {name: list(infos.values()) for name, infos in sorted(found.items())}
+
+    def count_serving(self) -> dict[tuple[str, bytes], int]:
+        """How many nodes serve each model by each manifest."""
+        counts: dict[tuple[str, bytes], int] = {}
         for entry in self._entries.values():
             for name, info in entry.models.items():
-                found.setdefault(name, {})[info.model_hash] = info
-        return {name: list(infos.values()) for name, infos in sorted(found.items())}
+                counts[name, info.model_hash] = counts.get((name, info.model_hash), 0) + 1
+        return counts
+
+    def list_names(self) -> set[str]:
+        """The names of the models being served."""
+        return {name for _, name in self._lanes}
 
     def is_online(self, entry: NodeEntry, now_ms: int) -> bool:
         return entry.status is not None and entry.seen_at_ms >= now_ms - self.window_ms
+
+    def count_breakers(self) -> dict[BreakerState, int]:
+        """The nodes that are here, by the state of their breakers."""
+        broken, tried = len(self._broken), len(self.half_open)
+        closed = len(self._entries) - broken - tried
+        return {BreakerState.CLOSED: closed, BreakerState.OPEN: broken, BreakerState.HALF_OPEN: tried}
 
     def take(self, entry: NodeEntry) -> None:
         """A call goes to the node."""
         self._uses += 1
         entry.in_flight += 1
         entry.last_used = self._uses
+        if entry.is_well:
+            entry.room -= 1
+        else:
+            entry.on_trial = entry.breaker is BreakerState.HALF_OPEN
+            entry.restate()
 
     def give_back(self, entry: NodeEntry) -> None:
-        """A call at the node is over; somebody who waits for room is woken."""
+        """A call at the node is over; who waits for room gets it."""
         entry.in_flight -= 1
-        if self._waiting:
-            self._wake(entry, 1)
+        if entry.is_well:
+            entry.room += 1
+        else:
+            entry.on_trial = False
+            entry.restate()
+        if self.line.waiting:
+            self._offer(entry)
 
-    def must_queue(self, endpoint: Endpoint, model: str) -> bool:
-        """Whether others wait for room already: a newcomer stands behind them."""
-        key = (endpoint, model)
-        return key in self._waiting or self._promised.get(key, 0) > 0
+    def _offer(self, entry: NodeEntry) -> None:
+        """Hand the node's room to those who wait for it: any call, or one that names the node."""
+        while self.line.waiting and entry.spare > 0:
+            keys: list[Hashable] = [entry.address]
+            if entry.room > 0:
+                keys += [lane.key for lane in entry.lanes]
+            if not self.line.offer(keys, entry, self.take):
+                return
 
-    async def wait_room(self, endpoint: Endpoint, model: str) -> None:
-        """Wait in line until a node of the model has room, or comes. Who then leaves must `pass_on`."""
-        key = (endpoint, model)
-        lot = self._waiting.setdefault(key, trio.lowlevel.ParkingLot())
-        try:
-            await lot.park()
-            self._promised[key] -= 1
-        finally:
-            if not lot:
-                self._waiting.pop(key, None)
-            if not self._promised.get(key):
-                self._promised.pop(key, None)
-
-    def pass_on(self, endpoint: Endpoint, model: str) -> None:
-        """Wake the next in line: the one that was woken could not use the room."""
-        self._unpark((endpoint, model), 1)
-
-    def count_waiting(self) -> int:
-        return sum(len(lot) for lot in self._waiting.values())
-
-    def _wake(self, entry: NodeEntry, room: int) -> None:
-        if room <= 0 or not self._waiting:
-            return
-        for key in _keys(entry.models):
-            self._unpark(key, room)
-
-    def _unpark(self, key: _Key, room: int) -> None:
-        lot = self._waiting.get(key)
-        if lot is not None:
-            woken = len(lot.unpark(count=room))
-            self._promised[key] = self._promised.get(key, 0) + woken
+    def _sort(self, entry: NodeEntry) -> None:
+        self.half_open.discard(entry)
+        self._broken.discard(entry)
+        if entry.breaker is BreakerState.HALF_OPEN:
+            self.half_open.add(entry)
+        elif entry.breaker is BreakerState.OPEN:
+            self._broken.add(entry)
 
     def _set_models(self, entry: NodeEntry, models: Mapping[str, ModelInfo]) -> None:
-        for key in _keys(entry.models):
-            left = [item for item in self._serving[key] if item is not entry]
-            if left:
-                self._serving[key] = left
-            else:
-                del self._serving[key]
+        for lane in entry.lanes:
+            lane.leave(entry, entry.models[lane.key[1]])
+            if not lane.nodes:
+                del self._lanes[lane.key]
         entry.models = models
-        for key in _keys(models):
-            self._serving.setdefault(key, []).append(entry)
+        entry.lanes = []
+        for name, info in models.items():
+            for endpoint in info.endpoints:
+                key = (endpoint, name)
+                found = self._lanes.get(key)
+                if found is None:
+                    found = self._lanes[key] = Lane(key)
+                found.join(entry, info)
+                entry.lanes.append(found)
 
 
 _NOBODY: list[NodeEntry] = []
-
-
-def _keys(models: Mapping[str, ModelInfo]) -> list[_Key]:
-    return [(endpoint, name) for name, info in models.items() for endpoint in info.endpoints]

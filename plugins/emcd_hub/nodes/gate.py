@@ -2,12 +2,15 @@
 
 Invariants: a node's fault costs the node, never the hub: it is answered with a numbered notice,
 and a node that goes on is disconnected; what is sent to a node waits in a bounded queue, so that
-one that does not read stalls nobody.
+one that does not read stalls nobody; a node has one tunnel, its own or through a router, and the
+newer ends the older.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import structlog
@@ -21,11 +24,12 @@ from emcd.ledger import Connection, Ledger
 from emcd.proto.bundle import StatusEntry
 from emcd.proto.control import BatchMessage, Control, NoticeMessage, StatusMessage, decode_control, encode
 from emcd.proto.eip712 import Domain
-from emcd.types import Address
+from emcd.types import ZERO_ADDRESS, Address
 from emcd_hub.in_force import InForce
 from emcd_hub.metrics import NODES_ONLINE, count_node_fault
 from emcd_hub.nodes.board import NodeBoard, NodeEntry
 from emcd_hub.nodes.link import NodeLink
+from emcd_hub.nodes.newest import NewestStatus
 from emcd_hub.nodes.pace import ModelPace
 from emcd_hub.nodes.status import ModelInfo, require_models, require_status
 from emcd_hub.records.receipt_desk import ReceiptDesk
@@ -39,8 +43,27 @@ MESSAGE_BURST = 200.0
 SEND_TIMEOUT_S = 15.0
 PACE_MS = 15_000
 """A model change of a node every so often, until `expire` has looked up the status interval."""
+FIRST_STATUS_S = 5.0
+NOT_ADMITTED = "EMC-1407"
+REPLACED = "EMC-1410"
+FAULTS = "EMC-1730"
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(eq=False, slots=True)
+class _Served:
+    """A tunnel that is being served; `code` says why the hub ends it."""
+
+    outbox: trio.MemorySendChannel[bytes]
+    entry: NodeEntry
+    since: float
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    code: str = ""
+
+    def end(self, code: str) -> None:
+        self.code = self.code or code
+        self.scope.cancel()
 
 
 class NodeGate:
@@ -71,45 +94,70 @@ class NodeGate:
         self._clock = clock
         self._bus = bus
         self._log = log
-        self._outboxes: dict[Address, trio.MemorySendChannel[bytes]] = {}
-        self._scopes: dict[Address, trio.CancelScope] = {}
+        self._served: dict[Address, _Served] = {}
         self._persisted: tuple[int, set[Address]] = (-1, set())
         self._pace = ModelPace(PACE_MS)
+        self.newest = NewestStatus()
 
-    async def serve(self, link: NodeLink) -> None:
-        """Live with a tunnel until it ends. Cancellation: the node is gone."""
-        entry = self._board.join(link)
+    async def serve(self, link: NodeLink, router: Address = ZERO_ADDRESS) -> str:
+        """Live with a tunnel until it ends; an older one of the node is ended first.
+
+        Returns: why the hub ended it: EMC-1407 not admitted any more, EMC-1410 a newer tunnel, EMC-1730
+            faults; "" when the node did.
+        Cancellation: the node is gone.
+        """
+        self._end(link.address, REPLACED)
+        entry = self._board.join(link, router)
+        link.on_live = partial(self._board.set_live, entry)
+        if not link.live:
+            self._board.set_live(entry, False)
         send, receive = trio.open_memory_channel[bytes](OUTBOX)
-        self._outboxes[link.address] = send
-        log = self._log.bind(node=link.address)
+        served = self._served[link.address] = _Served(send, entry, trio.current_time())
+        log = self._log.bind(node=link.address, router=router)
         log.info("node connected")
         try:
-            async with trio.open_nursery() as nursery:
-                self._scopes[link.address] = nursery.cancel_scope
-                nursery.start_soon(self._send, link, receive)
-                await self._listen(entry, log)
-                nursery.cancel_scope.cancel()
+            with served.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send, link, receive)
+                    await self._listen(entry, served, log)
+                    nursery.cancel_scope.cancel()
         finally:
             self._board.leave(entry)
-            if self._outboxes.get(link.address) is send:
-                del self._outboxes[link.address], self._scopes[link.address]
-            self._changed(entry.address, online=False)
-            log.info("node disconnected")
+            if self._served.get(link.address) is served:
+                del self._served[link.address]
+                self._changed(entry.address, online=False)
+            log.info("node disconnected", code=served.code)
+        return served.code
 
     async def notify(self, node: Address, message: bytes) -> None:
         """Queue a message for a node; dropped when it is away or does not read."""
-        outbox = self._outboxes.get(node)
-        if outbox is not None:
+        served = self._served.get(node)
+        if served is not None:
             try:
-                outbox.send_nowait(message)
+                served.outbox.send_nowait(message)
             except (trio.WouldBlock, trio.BrokenResourceError):
                 count_node_fault("outbox")
 
     def dismiss(self, node: Address) -> None:
         """Close a node's tunnel: it is not admitted any more."""
-        if node in self._scopes:
+        if node in self._served:
             self._log.warning("node dismissed", node=node)
-            self._scopes[node].cancel()
+            self._end(node, NOT_ADMITTED)
+
+    def has_just_come(self, node: Address) -> bool:
+        """Whether the node has a tunnel of its own, so new that its status is still under way."""
+        served = self._served.get(node)
+        return (
+            served is not None
+            and served.entry.router == ZERO_ADDRESS
+            and served.entry.status is None
+            and trio.current_time() - served.since < FIRST_STATUS_S
+        )
+
+    def _end(self, node: Address, code: str) -> None:
+        served = self._served.get(node)
+        if served is not None:
+            served.end(code)
 
     def expire(self) -> None:
         """Take nodes out whose status is too old. Called about once a second."""
@@ -118,6 +166,7 @@ class NodeGate:
         self._board.window_ms = params.online_window_ms
         self._pace.every_ms = params.status_interval_ms // 4
         self._pace.forget(now_ms)
+        self.newest.forget(now_ms)
         for entry in self._board.expire(now_ms):
             self._changed(entry.address, online=False)
         NODES_ONLINE.set(sum(self._board.is_online(entry, now_ms) for entry in self._board.list_entries()))
@@ -130,7 +179,7 @@ class NodeGate:
                 except RecoverableError:
                     return
 
-    async def _listen(self, entry: NodeEntry, log: structlog.stdlib.BoundLogger) -> None:
+    async def _listen(self, entry: NodeEntry, served: _Served, log: structlog.stdlib.BoundLogger) -> None:
         allowance = MESSAGE_BURST
         faults = 0.0
         last = trio.current_time()
@@ -150,6 +199,7 @@ class NodeGate:
                 await self.notify(entry.address, encode(NoticeMessage(exc.code, exc.detail[:400])))
                 if faults > MAX_FAULTS:
                     log.error("node disconnected for its faults")
+                    served.code = served.code or FAULTS
                     return
 
     async def _handle(self, entry: NodeEntry, message: Control) -> None:
@@ -171,6 +221,7 @@ class NodeGate:
             last_sequence=entry.sequence,
         )
         models = entry.manifests = require_models(message, entry.manifests)
+        self.newest.note(entry.address, status.sequence, now_ms)
         fresh = not self._board.is_online(entry, now_ms)
         served = [info for info in models.values() if self._is_served(info)]
         if any(i.name not in entry.models for i in served) and not self._pace.take(entry.address, now_ms):

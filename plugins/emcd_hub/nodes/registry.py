@@ -1,13 +1,14 @@
 """Who may join: the chain's bound and staked compute nodes, or a list in the config.
 
-Owns a copy of the registry that is at most seconds old. Invariant: without a copy nobody is
-admitted who is not on the operator's own list.
+Owns a copy of the registry that is at most seconds old. Invariants: without a copy nobody is
+admitted who is not on the operator's own list; strangers, however many, cost one read a second.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -45,15 +46,13 @@ class NodeRegistry:
         self._listed = frozenset(listed)
         self._only_listed = only_listed
         self._known: dict[Address, Registered] = {}
-        self._read_at = -math.inf
+        self._asked_at = -math.inf
         self._reading = trio.Lock()
 
     async def refresh(self) -> None:
         """Read the registry. Raises: RecoverableError when the chain can't be read."""
         async with self._reading:
-            rows = await self._fetch()
-            self._known = {row.node: row for row in rows}
-            self._read_at = trio.current_time()
+            await self._read()
 
     def find(self, node: Address) -> Registered | None:
         return self._known.get(node)
@@ -75,17 +74,28 @@ class NodeRegistry:
             return False
         if self._is_staked(node):
             return True
-        if trio.current_time() - self._read_at < STALE_AFTER_S:
-            return False
-        try:
-            await self.refresh()
-        except EmcdError:
-            return False
+        await self._read_if_stale()
         return self._is_staked(node)
 
     def may_stay(self, node: Address) -> bool:
         """The same for a node that is here, by the copy."""
         return node in self._listed or (not self._only_listed and self._is_staked(node))
+
+    async def _read_if_stale(self) -> None:
+        """Read the registry where nobody has tried to of late, whoever waits at the same time included."""
+        async with self._reading:
+            if trio.current_time() - self._asked_at >= STALE_AFTER_S:
+                with suppress(EmcdError):
+                    await self._read()
+
+    async def _read(self) -> None:
+        try:
+            rows = await self._fetch()
+        except EmcdError:
+            self._asked_at = trio.current_time()
+            raise
+        self._known = {row.node: row for row in rows}
+        self._asked_at = trio.current_time()
 
     def _is_staked(self, node: Address) -> bool:
         row = self._known.get(node)

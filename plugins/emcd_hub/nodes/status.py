@@ -25,12 +25,18 @@ _MAX_NUMBER = 2**63 - 1
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A manifest as the hub uses it. `max_input_tokens` is per text; None where the manifest does not say."""
+    """A manifest as the hub uses it.
+
+    `max_input_tokens` is per text, `context_tokens` of prompt and answer together; None and "" where the
+    manifest does not say.
+    """
 
     model_hash: bytes
     name: str
     endpoints: frozenset[Endpoint]
     max_input_tokens: int | None
+    quantization: str = ""
+    context_tokens: int | None = None
 
 
 def read_manifest(data: bytes) -> ModelInfo:
@@ -38,11 +44,17 @@ def read_manifest(data: bytes) -> ModelInfo:
     manifest = decode_manifest(data)
     model_hash = keccak(data)
     if isinstance(manifest, EmbeddingManifest):
-        endpoints = frozenset({Endpoint.EMBEDDINGS})
-        limit: int | None = manifest.max_tokens
-    else:
-        endpoints, limit = frozenset(Endpoint), None
-    return ModelInfo(model_hash, manifest.name, endpoints, limit)
+        embeddings = frozenset({Endpoint.EMBEDDINGS})
+        longest = manifest.max_tokens
+        return ModelInfo(model_hash, manifest.name, embeddings, longest, manifest.numeric_class, longest)
+    return ModelInfo(
+        model_hash,
+        manifest.name,
+        manifest.list_endpoints(),
+        None,
+        manifest.quantization or "",
+        manifest.context_tokens or None,
+    )
 
 
 def require_status(
