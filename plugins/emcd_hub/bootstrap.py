@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from emcd.clock import Clock, SystemClock
 from emcd.ledger import Connection, Ledger
+from emcd_hub.billing.key_row import insert_api_key
 from emcd_hub.billing.keys import ApiKey
 from emcd_hub.billing.queries import (
     AccountRow,
     Granted,
     find_account,
     insert_account,
-    insert_api_key,
     insert_grant,
 )
 from emcd_hub.billing.secret import API_KEY_PREFIX, hash_secret, make_secret, public_part

@@ -1,139 +1,23 @@
-"""`emcd api-key` and `emcd credits`: the operator's commands, over the hub's admin listener."""
+"""`emcd credits`: the operator's commands of accounts and credits, over the hub's admin listener."""
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import wraps
 from importlib.metadata import EntryPoints, entry_points
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import trio
 
 from emcd.command import emit, json_option
-from emcd.errors import ConfigError, RecoverableError
+from emcd.errors import ConfigError
 from emcd.money import MICRO_PER_CREDIT, format_credits_floor
-from emcd.net.http_client import request
+from emcd_hub.admin_client import AdminClient, admin_options
 from emcd_hub.billing.statement_text import list_statement_lines, write_csv
+from emcd_hub.cli_key import api_key
 
-TOKEN_VARIABLE = "EMCD_ADMIN_TOKEN"
-URL_VARIABLE = "EMCD_ADMIN_URL"
-DEFAULT_URL = "http://127.0.0.1:8422"
-TIMEOUT_S = 20.0
+__all__ = ["api_key", "credits"]
+
 MORE_COMMANDS = "emcd.commands.credits"
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class AdminClient:
-    """The admin listener at one URL."""
-
-    url: str
-    token: str
-
-    def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        """Do one request. Raises: RecoverableError EMC-1770, or what the HTTP client raises."""
-        return trio.run(self._call, method, path, body)
-
-    async def _call(self, method: str, path: str, body: object) -> dict[str, Any]:
-        answer = await request(
-            method,
-            self.url.rstrip("/") + path,
-            json=body,
-            headers={"authorization": f"Bearer {self.token}"},
-            timeout_s=TIMEOUT_S,
-            max_bytes=16 << 20,
-        )
-        try:
-            document = answer.json()
-        except RecoverableError:
-            document = None
-        if not isinstance(document, dict) or not 200 <= answer.status < 300:
-            error = document.get("error") if isinstance(document, dict) else None
-            reason = error.get("message") if isinstance(error, dict) else f"status {answer.status}"
-            raise RecoverableError("EMC-1770", str(reason)[:300])
-        return document
-
-
-def admin_options(command: F) -> F:
-    """Add --url and --token-file; the command gets an `AdminClient` as `admin`."""
-
-    @click.option(
-        "--url", envvar=URL_VARIABLE, default=DEFAULT_URL, show_default=True, help="The admin listener."
-    )
-    @click.option(
-        "--token-file",
-        type=click.Path(path_type=Path, exists=True, dir_okay=False),
-        help=f"A file with the token alone, or a devnet.json; without it {TOKEN_VARIABLE} is used.",
-    )
-    @wraps(command)
-    def wrapped(*args: Any, url: str, token_file: Path | None, **kwargs: Any) -> Any:
-        return command(*args, admin=AdminClient(url, read_token(token_file)), **kwargs)
-
-    return wrapped  # type: ignore[return-value]
-
-
-def read_token(file: Path | None) -> str:
-    """The admin token from a file or the environment. Raises: ConfigError EMC-1771."""
-    text = file.read_text("utf-8").strip() if file is not None else os.environ.get(TOKEN_VARIABLE, "")
-    if text.startswith("{"):
-        try:
-            text = str(json.loads(text).get("admin_token", ""))
-        except ValueError as exc:
-            raise ConfigError("EMC-1771", f"{file} is not JSON") from exc
-    if not text or not text.isascii() or any(c.isspace() for c in text):
-        raise ConfigError("EMC-1771", f"{file or TOKEN_VARIABLE} holds no token")
-    return text
-
-
-@click.group("api-key")
-def api_key() -> None:
-    """Create, list and revoke the API keys of a hub."""
-
-
-@api_key.command("create")
-@click.argument("account")
-@click.option("--label", default="", help="What the key is for.")
-@admin_options
-@json_option
-def create_key(account: str, label: str, admin: AdminClient, as_json: bool) -> None:
-    """Make a key for ACCOUNT, a name (made when it is new) or an acct_... id. It is shown once."""
-    named = {"account_id": account} if account.startswith("acct_") else {"account_name": account}
-    made = admin.call("POST", "/admin/api-keys", {**named, "label": label})
-    emit(
-        made, f"{made['api_key']}\n  {made['key_id']} of {made['account_id']}; it is not shown again", as_json
-    )
-
-
-@api_key.command("list")
-@admin_options
-@json_option
-def list_keys(admin: AdminClient, as_json: bool) -> None:
-    """Show all keys by their public part, revoked ones included."""
-    found = admin.call("GET", "/admin/api-keys")
-    lines = [
-        f"{key['key_id']}  {key['shown']}...  {key['account_id']}  {key['label']}"
-        f"{'  revoked' if key['revoked_at_ms'] else ''}"
-        for key in found["api_keys"]
-    ]
-    emit(found, "\n".join(lines) or "no keys", as_json)
-
-
-@api_key.command("revoke")
-@click.argument("key_id")
-@admin_options
-@json_option
-def revoke_key(key_id: str, admin: AdminClient, as_json: bool) -> None:
-    """Revoke the key KEY_ID at once; calls in flight still end."""
-    if not key_id.isascii() or not key_id.replace("_", "").isalnum():
-        raise ConfigError("EMC-1742", f"{key_id!r} is not a key id (key_...)")
-    emit(admin.call("DELETE", f"/admin/api-keys/{key_id}"), f"{key_id} is revoked", as_json)
 
 
 class _Credits(click.Group):

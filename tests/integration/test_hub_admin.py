@@ -7,33 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
-from click.testing import CliRunner, Result
 
-from emcd.net.http_client import Response, request
+from emcd.net.http_client import request
+from emcd.proto.openai import ENDPOINTS
 from emcd_hub.api.openapi import OPENAPI
 from emcd_hub.billing.queries import find_imbalance
 from emcd_hub.cli import api_key as api_key_command
 from emcd_hub.cli import credits as credits_command
+from tests.support.hub_admin import admin, run_command
 from tests.support.hub_rounds import StubChain
 from tests.support.hub_world import (
     ADMIN_TOKEN,
     DEPLOYMENT,
     MODEL,
     READ_TOKEN,
-    HubWorld,
     StubNode,
     node_key,
     running_world,
 )
-
-
-async def admin(
-    world: HubWorld, method: str, path: str, body: Any = None, token: str = ADMIN_TOKEN
-) -> Response:
-    return await request(
-        method, world.admin_url + path, json=body, headers={"authorization": f"Bearer {token}"}
-    )
 
 
 async def test_account_key_and_grant_make_a_user(tmp_path: Path) -> None:
@@ -120,13 +111,6 @@ async def test_wrong_admin_requests_are_refused(tmp_path: Path, path: str, body:
         assert answer.json()["error"]["emc_code"].startswith("EMC-17")
 
 
-async def run_command(command: Any, *arguments: str, **environment: str) -> Result:
-    def run() -> Result:
-        return CliRunner().invoke(command, arguments, env=environment, catch_exceptions=True)
-
-    return await trio.to_thread.run_sync(run)
-
-
 async def test_commands_do_what_the_listener_does(tmp_path: Path) -> None:
     async with running_world(tmp_path) as world:
         token_file = tmp_path / "devnet.json"
@@ -188,6 +172,6 @@ async def test_openapi_names_exactly_the_routes_there_are(tmp_path: Path) -> Non
             for path, operations in OPENAPI["paths"].items()
             for method in operations
         }
-        hot = {(f"/v1/{name}", "POST") for name in ("chat/completions", "completions", "embeddings")}
+        hot = {(path, "POST") for path in ENDPOINTS}
         routed = {(route.path, method) for route in pages for method in (route.methods or set()) - {"HEAD"}}
         assert documented == hot | routed

@@ -1,4 +1,4 @@
-"""An account's own pages: its balance and its statement, for whoever holds one of its API keys."""
+"""An account's own pages: its balance, its statement, and the key that asks, for whoever holds one."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from emcd.proto.address import hex_hash
 from emcd.proto.params import NetworkParams
 from emcd_hub.api.auth import KeyGate
 from emcd_hub.api.error import ApiError
+from emcd_hub.api.key_form import show_own
 from emcd_hub.api.page import answer
 from emcd_hub.billing.book import AccountBook
 from emcd_hub.billing.queries import AccountRow, find_account
@@ -89,13 +90,15 @@ class StatementDesk:
 class AccountPages:
     """Handlers of the public listener."""
 
-    def __init__(self, gate: KeyGate, desk: StatementDesk) -> None:
+    def __init__(self, gate: KeyGate, desk: StatementDesk, clock: Clock) -> None:
         self._gate = gate
         self._desk = desk
+        self._clock = clock
 
     def routes(self) -> list[Route]:
         return [
             Route("/api/account", self.get_account),
+            Route("/api/account/key", self.get_key),
             Route("/api/account/statement", self.get_statement),
         ]
 
@@ -103,6 +106,10 @@ class AccountPages:
         found = await self._desk.find_balance(self._gate.require_key(request.scope).account_id)
         assert found is not None
         return answer(found)
+
+    async def get_key(self, request: Request) -> Response:
+        """The limits of the key that asks, and what is left of them."""
+        return answer(show_own(self._gate.require_key(request.scope), self._clock.now_ms()))
 
     async def get_statement(self, request: Request) -> Response:
         found = await self._desk.find(request, self._gate.require_key(request.scope).account_id)

@@ -14,17 +14,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from emcd.clock import Clock
 from emcd.ledger import Ledger
 from emcd_hub.api.account import StatementDesk, show_account
 from emcd_hub.api.auth import FailureGuard, find_bearer
 from emcd_hub.api.error import ApiError
+from emcd_hub.api.keys import KeyPages, no_account, require_name
 from emcd_hub.api.page import Handler, answer, read_json
-from emcd_hub.billing.office import BillingOffice, NoSuch
+from emcd_hub.billing.office import BillingOffice
 from emcd_hub.billing.queries import (
     Granted,
     list_accounts,
     list_held_deposits,
-    list_keys_shown,
     list_movements,
     list_usage,
 )
@@ -37,14 +38,6 @@ MAX_GRANT_MICRO = 10**15
 
 class NewAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
-
-
-class NewApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Of an account by its id, or by its name, which is made when it is new."""
-
-    account_id: str = ""
-    account_name: str = ""
-    label: str = ""
 
 
 class NewGrant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +58,9 @@ class AdminPages:
         tokens: Sequence[AdminToken],
         guard: FailureGuard,
         desk: StatementDesk,
+        clock: Clock,
     ) -> None:
+        self._keys = KeyPages(office, clock)
         self._office = office
         self._desk = desk
         self._ledger = ledger
@@ -83,9 +78,11 @@ class AdminPages:
                 methods=["GET"],
             ),
             Route("/admin/deposits", self._needs("read", self.list_deposits), methods=["GET"]),
-            Route("/admin/api-keys", self._needs("keys", self.create_key), methods=["POST"]),
-            Route("/admin/api-keys", self._needs("read", self.list_keys), methods=["GET"]),
-            Route("/admin/api-keys/{key_id}", self._needs("keys", self.revoke_key), methods=["DELETE"]),
+            Route("/admin/api-keys", self._needs("keys", self._keys.create_key), methods=["POST"]),
+            Route("/admin/api-keys", self._needs("read", self._keys.list_keys), methods=["GET"]),
+            Route("/admin/api-keys/{key_id}", self._needs("read", self._keys.get_key), methods=["GET"]),
+            Route("/admin/api-keys/{key_id}", self._needs("keys", self._keys.change_key), methods=["PATCH"]),
+            Route("/admin/api-keys/{key_id}", self._needs("keys", self._keys.revoke_key), methods=["DELETE"]),
             Route("/admin/credits", self._needs("credits", self.grant), methods=["POST"]),
         ]
 
@@ -110,7 +107,7 @@ class AdminPages:
             raise ApiError("EMC-1740", f"the token lacks the scope {scope!r}", 403, openai_code="forbidden")
 
     async def create_account(self, request: Request) -> Response:
-        name = _require_name((await read_json(request, NewAccount)).name)
+        name = require_name((await read_json(request, NewAccount)).name)
         return answer(show_account(await self._office.create_account(name)), 201)
 
     async def list_accounts(self, _: Request) -> Response:
@@ -122,7 +119,7 @@ class AdminPages:
         account_id = request.path_params["account_id"]
         account = await self._office.find_account(account_id)
         if account is None:
-            raise _no_account(account_id)
+            raise no_account(account_id)
         movements, usage = await self._ledger.read(
             lambda con: (
                 list_movements(con, account_id, STATEMENT_ROWS),
@@ -136,7 +133,7 @@ class AdminPages:
         account_id = request.path_params["account_id"]
         found = await self._desk.find(request, account_id)
         if found is None:
-            raise _no_account(account_id)
+            raise no_account(account_id)
         return answer(found)
 
     async def list_deposits(self, request: Request) -> Response:
@@ -148,28 +145,6 @@ class AdminPages:
         rows = await self._ledger.read(lambda con: list_held_deposits(con, before, STATEMENT_ROWS))
         return answer({"held": rows})
 
-    async def create_key(self, request: Request) -> Response:
-        wanted = await read_json(request, NewApiKey)
-        if bool(wanted.account_id) == bool(wanted.account_name):
-            raise ApiError("EMC-1741", "give account_id or account_name", 400)
-        account_id = wanted.account_id
-        if wanted.account_name:
-            account_id = (await self._office.create_account(_require_name(wanted.account_name))).account_id
-        created = await self._office.create_key(account_id, wanted.label[:100])
-        if isinstance(created, NoSuch):
-            raise _no_account(account_id)
-        body = {"key_id": created.key.key_id, "api_key": created.secret, "account_id": account_id}
-        return answer(body, 201)
-
-    async def list_keys(self, _: Request) -> Response:
-        return answer({"api_keys": await self._ledger.read(list_keys_shown)})
-
-    async def revoke_key(self, request: Request) -> Response:
-        key_id = request.path_params["key_id"]
-        if await self._office.revoke_key(key_id) is NoSuch.KEY:
-            raise ApiError("EMC-1742", f"there is no API key {key_id[:80]!r}", 404)
-        return answer({"key_id": key_id, "revoked": True})
-
     async def grant(self, request: Request) -> Response:
         wanted = await read_json(request, NewGrant)
         amount = _require_amount(wanted.credits_micro)
@@ -177,18 +152,12 @@ class AdminPages:
             raise ApiError("EMC-1741", "key, the grant's own name, must have 1 to 200 characters", 400)
         outcome = await self._office.grant(wanted.account_id, amount, wanted.key, wanted.note[:200])
         if outcome is Granted.NO_ACCOUNT:
-            raise _no_account(wanted.account_id)
+            raise no_account(wanted.account_id)
         if outcome is Granted.CONFLICT:
             raise ApiError("EMC-1743", "this key was used for another grant", 409)
         account = await self._office.find_account(wanted.account_id)
         assert account is not None
         return answer({**show_account(account), "repeated": outcome is Granted.REPEATED})
-
-
-def _require_name(name: str) -> str:
-    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
-        raise ApiError("EMC-1741", "a name has 1 to 100 printable characters", 400, param="name")
-    return name
 
 
 def _require_amount(text: str) -> int:
@@ -200,10 +169,6 @@ def _require_amount(text: str) -> int:
             param="credits_micro",
         )
     return amount
-
-
-def _no_account(account_id: str) -> ApiError:
-    return ApiError("EMC-1742", f"there is no account {account_id[:80]!r}", 404)
 
 
 def _amounts(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 
 import trio
 
+from emcd.clock import Clock
 from emcd.net.http_exchange import Scope
 from emcd.net.ratelimit import FailureLimiter
 from emcd_hub.api.error import ApiError, bad_key, too_many_failures
+from emcd_hub.api.key_error import expired_key
 from emcd_hub.billing.keys import ApiKey, KeyIndex
 
 RETRY_AFTER_S = 60
@@ -52,14 +54,27 @@ class FailureGuard:
 class KeyGate:
     """Authentication by API key."""
 
-    def __init__(self, keys: KeyIndex, guard: FailureGuard) -> None:
+    def __init__(self, keys: KeyIndex, guard: FailureGuard, clock: Clock) -> None:
         self._keys = keys
         self._guard = guard
+        self._clock = clock
 
     def require_key(self, scope: Scope) -> ApiKey:
         """The key of a request. Raises: ApiError 401, 429."""
-        secret = find_bearer(scope["headers"])
-        key = self._keys.find(secret) if secret is not None else None
-        if key is None:
-            raise self._guard.refuse(scope)
-        return key
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                if value[:7].lower() == _SCHEME:
+                    key = self._keys.find(value[7:].strip())
+                    if key is not None:
+                        if self._is_expired(key):
+                            raise expired_key()
+                        return key
+                break
+        raise self._guard.refuse(scope)
+
+    def is_live(self, key: ApiKey) -> bool:
+        """Whether a key that was found before is good still: neither revoked nor expired."""
+        return self._keys.find_by_id(key.key_id) is key and not self._is_expired(key)
+
+    def _is_expired(self, key: ApiKey) -> bool:
+        return key.limits is not None and key.limits.is_expired(self._clock.now_ms())

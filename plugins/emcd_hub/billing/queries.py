@@ -10,7 +10,6 @@ from emcd.ledger import Connection, Row
 from emcd.money import decode_wei
 from emcd.proto.address import hex_hash
 from emcd.proto.hashing import keccak
-from emcd_hub.billing.keys import ApiKey
 
 
 class Granted(Enum):
@@ -77,38 +76,6 @@ def find_account_by_name(con: Connection, name: str) -> AccountRow | None:
 def list_accounts(con: Connection) -> list[AccountRow]:
     rows = con.execute("SELECT * FROM hub_accounts ORDER BY created_at_ms, account_id")
     return [AccountRow(*row) for row in rows]
-
-
-def insert_api_key(con: Connection, key: ApiKey, label: str, at_ms: int) -> None:
-    con.execute(
-        "INSERT INTO hub_api_keys VALUES (?, ?, ?, ?, ?, ?, NULL)",
-        (key.key_id, key.account_id, key.key_hash, key.shown, label, at_ms),
-    )
-
-
-def revoke_api_key(con: Connection, key_id: str, at_ms: int) -> bool:
-    """Returns: whether there was such a key, revoked before or not."""
-    con.execute(
-        "UPDATE hub_api_keys SET revoked_at_ms = ? WHERE key_id = ? AND revoked_at_ms IS NULL",
-        (at_ms, key_id),
-    )
-    return con.execute("SELECT 1 FROM hub_api_keys WHERE key_id = ?", (key_id,)).fetchone() is not None
-
-
-def list_live_keys(con: Connection) -> list[ApiKey]:
-    rows = con.execute(
-        "SELECT key_id, account_id, key_hash, shown FROM hub_api_keys WHERE revoked_at_ms IS NULL"
-    )
-    return [ApiKey(row["key_id"], row["account_id"], row["key_hash"], row["shown"]) for row in rows]
-
-
-def list_keys_shown(con: Connection) -> list[dict[str, Any]]:
-    """Every key as an operator may see it."""
-    rows = con.execute(
-        "SELECT key_id, account_id, shown, label, created_at_ms, revoked_at_ms FROM hub_api_keys"
-        " ORDER BY created_at_ms, key_id"
-    )
-    return [dict(row) for row in rows]
 
 
 def insert_grant(

@@ -1,4 +1,4 @@
-"""What the way to the money added to the hub's tables after their first release."""
+"""What the way to the money, and limits of keys, added to the hub's tables after their first release."""
 
 from __future__ import annotations
 
@@ -30,5 +30,30 @@ PAYOUTS = Migration(
     ALTER TABLE hub_deposits ADD COLUMN payer TEXT;
     ALTER TABLE hub_deposits ADD COLUMN undone_at_ms INTEGER;
     CREATE INDEX hub_deposits_held ON hub_deposits (deposit_index) WHERE account_id IS NULL;
+    """,
+)
+
+KEY_LIMITS = Migration(
+    7,
+    "limits of keys, and what each key used by the hour",
+    """
+    ALTER TABLE hub_api_keys ADD COLUMN models TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE hub_api_keys ADD COLUMN expires_at_ms INTEGER;
+    ALTER TABLE hub_api_keys ADD COLUMN requests_per_minute INTEGER CHECK (requests_per_minute > 0);
+    ALTER TABLE hub_api_keys ADD COLUMN tokens_per_minute INTEGER CHECK (tokens_per_minute > 0);
+    ALTER TABLE hub_api_keys ADD COLUMN parallel_calls INTEGER CHECK (parallel_calls > 0);
+    ALTER TABLE hub_api_keys ADD COLUMN budget_micro INTEGER CHECK (budget_micro >= 0);
+    ALTER TABLE hub_api_keys ADD COLUMN period TEXT NOT NULL DEFAULT 'none'
+        CHECK (period IN ('none', 'hour', 'day', 'week', 'month'));
+    ALTER TABLE hub_calls ADD COLUMN key_id TEXT;
+    CREATE TABLE hub_key_usage (
+        key_id TEXT NOT NULL REFERENCES hub_api_keys,
+        hour INTEGER NOT NULL,
+        calls INTEGER NOT NULL,
+        granted_micro INTEGER NOT NULL,
+        vault_micro INTEGER NOT NULL,
+        last_at_ms INTEGER NOT NULL,
+        PRIMARY KEY (key_id, hour)
+    ) STRICT, WITHOUT ROWID;
     """,
 )

@@ -13,6 +13,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable
 
 API_KEY_PREFIX = "emc_sk_"
+API_KEY_CHARS = len(API_KEY_PREFIX) + 43
 _PUBLIC_CHARS = 8
 _SECRET = re.compile(r"emc_(?:sk|admin)_[A-Za-z0-9_-]{43}")
 
