@@ -7,8 +7,9 @@ validator committed to, so that copying another's probe gains nothing.
 
 A router earns by the probes alone: the hub names the router of a call, and so could favour one with
 calls that nobody asked for, but it does not know which calls are probes, and the node's receipt is over
-the forward that names the router. Of all probes that were done at the nodes it had in the round, those
-count that went through it and were answered: while it is down its nodes are elsewhere or nowhere.
+the forward that names the router. A node is a router's when a probe of it was answered through it; of
+the probes of these nodes that a call backs, those count that it forwarded and that were answered: while
+it is down its nodes are elsewhere. What only the hub or only a prober says does not count against it.
 Source: DESIGN 2.4 and 2.6, VERIFICATION 4 and 5.
 """
 
@@ -43,7 +44,7 @@ class Accusation:
 @dataclass(frozen=True)
 class ProbeOutcome:
     """Counts of the round: probes planned and done by validator, passed by node; by router those that it
-    forwarded, and those that were done at its nodes and so were due to it."""
+    forwarded, and those of its nodes, which were due to it."""
 
     planned: Counter[Address]
     done: Counter[Address]
@@ -75,12 +76,13 @@ def compute_probe_outcome(
     for reveal, probe in probes:
         verdict = Verdict(probe.verdict)
         is_backed = (probe.node, probe.slot) in backed
-        is_done = _is_done(verdict, probe, is_backed=is_backed, is_online=probe.node in online)
-        done[reveal.validator] += is_done
-        probed[probe.node] += is_done
+        done[reveal.validator] += _is_done(
+            verdict, probe, is_backed=is_backed, is_online=probe.node in online
+        )
         if not is_backed:
             continue
         call = calls[probe.call_id]
+        probed[probe.node] += 1
         routes.append((probe.node, call))
         passed[probe.node] += verdict is Verdict.PASS and call.counts
         if verdict.is_strike:
@@ -120,18 +122,18 @@ def list_standing_strikes(
 def _count_routes(
     routes: Iterable[tuple[Address, ProbedCall]], probed: Mapping[Address, int]
 ) -> tuple[Counter[Address], Counter[Address]]:
-    """By router: probes it forwarded, and probes done at the nodes that it had.
+    """By router: probes it forwarded, and probes of the nodes that it had.
 
-    Args: `routes` node and call of the probes that a call backs, `probed` probes done by node.
+    Args: `routes` node and call of the probes that a call backs, `probed` how many those are by node.
     """
     forwarded: Counter[Address] = Counter()
     nodes: dict[Address, set[Address]] = {}
     for node, call in routes:
-        if call.router != ZERO_ADDRESS:
-            forwarded[call.router] += call.counts
+        if call.router != ZERO_ADDRESS and call.counts:
+            forwarded[call.router] += 1
             nodes.setdefault(call.router, set()).add(node)
     due = Counter({router: sum(probed[node] for node in its) for router, its in nodes.items()})
-    return +forwarded, due
+    return forwarded, due
 
 
 def _backed(

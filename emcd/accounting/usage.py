@@ -1,22 +1,20 @@
-"""Tokens used, read from an engine's answer in OpenAI's form, whole or streamed.
+"""Tokens used, read from an engine's answer in OpenAI's form.
 
-Invariants: bounded memory whatever the engine sends; a count that is no non-negative integer is
-no usage.
+Invariant: a count that is no non-negative integer is no usage. Chat, completions and embeddings say
+`prompt_tokens` and `completion_tokens`, responses, sound and images `input_tokens` and `output_tokens`; a
+sound may be metered in seconds instead, which is no usage here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
-MAX_EVENT_BYTES = 1 << 20
 _MAX_TOKENS = 2**53 - 1
-_USAGE_KEY = b'"usage"'
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """What a call used; embeddings have no output tokens."""
 
     input_tokens: int
@@ -24,8 +22,10 @@ class Usage:
 
 
 class _WireUsage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
-    completion_tokens: int | None = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 class _WithUsage(msgspec.Struct, frozen=True):
@@ -36,43 +36,17 @@ _decoder = msgspec.json.Decoder(_WithUsage)
 
 
 def read_usage(body: bytes) -> Usage | None:
-    """The usage of a whole answer (or of one event's data); None when it states none."""
+    """The usage of a whole answer, or of one event's data; None when it states none."""
     try:
         wire = _decoder.decode(body).usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if wire is None:
         return None
-    usage = Usage(wire.prompt_tokens, wire.completion_tokens or 0)
-    return (
-        usage if 0 <= usage.input_tokens <= _MAX_TOKENS and 0 <= usage.output_tokens <= _MAX_TOKENS else None
-    )
-
-
-class StreamUsage:
-    """Reads the usage out of a stream of server-sent events, however its bytes are cut.
-
-    `usage` is the last one stated. An event longer than `MAX_EVENT_BYTES` is passed over.
-    """
-
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self._rest = bytearray()
-        self._skipping = False
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the stream."""
-        self._rest += chunk
-        *lines, last = self._rest.replace(b"\r", b"\n").split(b"\n")
-        for line in lines:
-            if not self._skipping:
-                self._read_line(bytes(line))
-            self._skipping = False
-        if len(last) > MAX_EVENT_BYTES:
-            self._skipping = True
-            last = bytearray()
-        self._rest = last
-
-    def _read_line(self, line: bytes) -> None:
-        if line.startswith(b"data:") and _USAGE_KEY in line:
-            self.usage = read_usage(line[5:].strip()) or self.usage
+    if wire.prompt_tokens is not None:
+        entered, made = wire.prompt_tokens, wire.completion_tokens or 0
+    elif wire.input_tokens is not None:
+        entered, made = wire.input_tokens, wire.output_tokens or 0
+    else:
+        return None
+    return Usage(entered, made) if 0 <= entered <= _MAX_TOKENS and 0 <= made <= _MAX_TOKENS else None

@@ -1,7 +1,10 @@
 """What hub and node say to each other beside the calls: msgpack, one tagged struct a message.
 
 The OPEN frame of a call carries a `CallMeta`, its HEAD a `ResponseHead`, its END a `CallEnd`;
-CONTROL frames carry one of `Control`. Decoding is strict and raises RemoteProtocolError EMC-1498.
+CONTROL frames carry one of `Control`. Between a hub and a router the OPEN frame carries a
+`RoutedMeta` around the node's, and CONTROL frames one of `RouterControl`, which has what the node
+and the hub say to each other inside, untouched. Decoding is strict and raises RemoteProtocolError
+EMC-1498.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from typing import TypeVar
 import msgspec
 
 from emcd.errors import RemoteProtocolError
-from emcd.proto.messages import NodeStatus
+from emcd.proto.messages import NodeStatus, RouterStatus
 from emcd.proto.records import Delivery, Forward, Receipt, RecordBatch, RecordProof
+from emcd.types import Address
 
 T = TypeVar("T")
 
@@ -66,6 +70,20 @@ class ProofMessage(msgspec.Struct, frozen=True, tag="proof", forbid_unknown_fiel
     deliveries: tuple[Delivery, ...] = ()
 
 
+class BatchProofMessage(msgspec.Struct, frozen=True, tag="batch_proof", forbid_unknown_fields=True):
+    """Hub to node: the same as a `ProofMessage`, for a node with many records of one batch.
+
+    `record_hashes`: of the whole batch, 32 bytes each; `indexes`: which of them are the node's, whose
+    `deliveries` follow in that order. Source: `proto.batch_proof`.
+    """
+
+    batch: RecordBatch
+    signature: bytes
+    record_hashes: bytes
+    indexes: tuple[int, ...]
+    deliveries: tuple[Delivery, ...] = ()
+
+
 class NoticeMessage(msgspec.Struct, frozen=True, tag="notice", forbid_unknown_fields=True):
     """The hub tells the node something with a stable code (a refused status, say)."""
 
@@ -73,11 +91,82 @@ class NoticeMessage(msgspec.Struct, frozen=True, tag="notice", forbid_unknown_fi
     detail: str
 
 
-Control = StatusMessage | BatchMessage | ProofMessage | NoticeMessage
+class StatusRequest(msgspec.Struct, frozen=True, tag="ask", forbid_unknown_fields=True):
+    """Router to node: the hub knows nothing of this node (any more); begin as on a new tunnel."""
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted", forbid_unknown_fields=True):
+    """Router to node: the hub has admitted the node through this router. It is the router's word alone."""
+
+
+class RoutedMeta(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Hub to router: a call for that node, with the `CallMeta` that the node gets."""
+
+    node: Address
+    meta: bytes
+
+
+class RelayMessage(msgspec.Struct, frozen=True, tag="relay", forbid_unknown_fields=True):
+    """Between hub and router: a control message from or to the node.
+
+    `number`, here and below: which of the node's sessions at the router is meant, since a word may be
+    late; the router counts them up.
+    """
+
+    node: Address
+    payload: bytes
+    number: int = 0
+
+
+class RelayTaken(msgspec.Struct, frozen=True, tag="taken", forbid_unknown_fields=True):
+    """Hub to router: the node is admitted, by its own status that the router brought."""
+
+    node: Address
+    number: int = 0
+
+
+class RelayGone(msgspec.Struct, frozen=True, tag="gone", forbid_unknown_fields=True):
+    """The node is not reached, or not wanted, through the router any more; `code` says why.
+
+    Calls that are under way go on.
+    """
+
+    node: Address
+    code: str
+    detail: str = ""
+    number: int = 0
+
+
+class RelayLive(msgspec.Struct, frozen=True, tag="live", forbid_unknown_fields=True):
+    """Router to hub: whether the node's link is there. While it is not, its session may be resumed."""
+
+    node: Address
+    live: bool
+    number: int = 0
+
+
+class RouterStatusMessage(msgspec.Struct, frozen=True, tag="router", forbid_unknown_fields=True):
+    """Router to hub: a signed heartbeat of its own."""
+
+    status: RouterStatus
+    signature: bytes
+
+
+Control = (
+    StatusMessage
+    | BatchMessage
+    | ProofMessage
+    | BatchProofMessage
+    | NoticeMessage
+    | StatusRequest
+    | Accepted
+)
+RouterControl = RelayMessage | RelayTaken | RelayGone | RelayLive | RouterStatusMessage | NoticeMessage
 
 _encoder = msgspec.msgpack.Encoder()
 _control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)
-_decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in (CallMeta, ResponseHead, CallEnd)}
+_router_decoder: msgspec.msgpack.Decoder[RouterControl] = msgspec.msgpack.Decoder(RouterControl)
+_decoders = {kind: msgspec.msgpack.Decoder(kind) for kind in (CallMeta, ResponseHead, CallEnd, RoutedMeta)}
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -93,8 +182,16 @@ def decode_control(data: bytes) -> Control:
         raise RemoteProtocolError("EMC-1498", f"control message: {exc}") from exc
 
 
+def decode_router_control(data: bytes) -> RouterControl:
+    """Raises: RemoteProtocolError EMC-1498."""
+    try:
+        return _router_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise RemoteProtocolError("EMC-1498", f"router's control message: {exc}") from exc
+
+
 def decode_part(data: bytes, kind: type[T]) -> T:
-    """Decode a CallMeta, ResponseHead or CallEnd. Raises: RemoteProtocolError EMC-1498."""
+    """Decode a CallMeta, RoutedMeta, ResponseHead or CallEnd. Raises: RemoteProtocolError EMC-1498."""
     try:
         part = _decoders[kind].decode(data)  # type: ignore[index]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:

@@ -123,6 +123,22 @@ class NodeStatus(TypedStruct, frozen=True, array_like=True):
     gpu: str
 
 
+class RouterStatus(TypedStruct, frozen=True, array_like=True):
+    """A router's heartbeat to one of its hubs: the nodes that it holds for that hub, their calls."""
+
+    eip712: ClassVar = (
+        "address", "address", "uint64", "uint64", "uint32", "uint32", "string", "string",
+    )  # fmt: skip
+    router: Address
+    hub: Address
+    sequence: int
+    sent_at_ms: int
+    nodes: int
+    in_flight: int
+    version: str
+    region: str
+
+
 class BundleSeal(TypedStruct, frozen=True, array_like=True):
     """The hub's word for a round's bundle: exactly one, a second is evidence against it."""
 

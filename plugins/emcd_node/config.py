@@ -14,10 +14,24 @@ from typing import Literal
 from emcd.config import Fault, KeyFile, setting
 from emcd.errors import ConfigError
 from emcd.inference.engine import require_engine_url
+from emcd.inference.manifest import QUANTIZATION
 from emcd.inference.minilm import MINILM_NAME
 from emcd.net.url_guard import is_loopback, parse_target
+from emcd.proto.openai_shape import BASIC_ENDPOINTS, ENDPOINT_WORDS, Endpoint
 from emcd.types import Address
 
+EndpointWord = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "responses",
+    "transcriptions",
+    "translations",
+    "speech",
+    "images",
+    "image_edits",
+    "image_variations",
+]
 BAD_HUB_URL = "EMC-2011"
 BAD_MODELS = "EMC-2012"
 CHEAT = "EMC-2010"
@@ -41,6 +55,13 @@ class ModelConfig:
     url: str = setting("", doc="engine: base URL, such as http://127.0.0.1:8000/v1")
     api_key_env: str = setting("", doc="engine: environment variable with its API key")
     api_key_file: Path | None = setting(None, doc="engine: file with its API key")
+    endpoints: tuple[EndpointWord, ...] = setting(
+        (), doc="engine: what it serves of the model; default: chat, completions, embeddings"
+    )
+    quantization: str = setting(
+        "", maximum=32, doc="engine: of the weights, such as fp16 or int4, for users who ask for one"
+    )
+    context_tokens: int = setting(0, minimum=0, maximum=2**31 - 1, doc="engine: its context; 0: not said")
     head_timeout_s: float = setting(300.0, minimum=0.1, maximum=3600, doc="engine: until it begins to answer")
     idle_timeout_s: float = setting(
         60.0, minimum=0.1, maximum=3600, doc="engine: longest silence within an answer"
@@ -53,7 +74,7 @@ class ModelConfig:
     def _check_embedded(self) -> Iterator[tuple[str, str]]:
         if self.name != MINILM_NAME:
             yield "name", f"the embedded model is {MINILM_NAME!r}; others are served through an engine"
-        for field in ("url", "api_key_env", "api_key_file"):
+        for field in ("url", "api_key_env", "api_key_file", "endpoints", "quantization", "context_tokens"):
             if getattr(self, field):
                 yield field, 'belongs to kind = "engine"'
 
@@ -64,8 +85,28 @@ class ModelConfig:
             yield "url", exc.detail
         if self.api_key_env and self.api_key_file is not None:
             yield "", "give api_key_env or api_key_file, not both"
+        if len(set(self.endpoints)) != len(self.endpoints):
+            yield "endpoints", "one stands twice"
+        if self.quantization and QUANTIZATION.fullmatch(self.quantization) is None:
+            yield "quantization", "is one word in lower case, such as fp16 or int4"
         if self.serve_quantised != "none":
             yield "serve_quantised", 'belongs to kind = "embedded"'
+
+    def list_endpoints(self) -> frozenset[Endpoint]:
+        """What the engine serves of the model."""
+        return frozenset(ENDPOINT_WORDS[word] for word in self.endpoints) or BASIC_ENDPOINTS
+
+
+@dataclass(frozen=True)
+class RouterRef:
+    """A router that the node may connect to."""
+
+    url: str = setting(doc="where it takes nodes; wss:// off this machine")
+    address: Address = setting(doc="its address: nobody else can pose as it")
+    ca_file: Path | None = setting(None, doc="certificates to trust for it instead of the machine's")
+
+    def check(self) -> list[Fault]:
+        return _check_tunnel_url("url", self.url)
 
 
 @dataclass(frozen=True)
@@ -73,8 +114,17 @@ class NodeConfig:
     """`[[role]] kind = "node"`."""
 
     key: KeyFile = setting(doc="the node's own key, bound to your wallet by `emcd node register`")
-    hub_address: Address = setting(doc="the hub's address: nothing else is spoken to")
-    hub_url: str = setting("ws://127.0.0.1:8421", doc="where the hub takes nodes; wss:// off this machine")
+    hub_address: Address = setting(doc="the hub's address: only its calls are served")
+    hub_url: str = setting(
+        "ws://127.0.0.1:8421",
+        doc='where the hub takes nodes; wss:// off this machine; with routers: where to go without them, or ""',
+    )
+    routers: tuple[RouterRef, ...] = setting(
+        (), maximum=32, doc='routers to reach the hub through: [{ url = "wss://...", address = "0x..." }]'
+    )
+    routers_from_chain: bool = setting(
+        False, doc="any router that is bound, staked and has published where it is; needs [chain]"
+    )
     hub_ca_file: Path | None = setting(None, doc="certificates to trust for the hub instead of the machine's")
     model: tuple[ModelConfig, ...] = setting(
         (ModelConfig("embedded", MINILM_NAME),), minimum=1, maximum=64, doc="the models served"
@@ -96,6 +146,12 @@ class NodeConfig:
 
     def check(self) -> list[Fault]:
         faults = [*self._check_hub_url(), *self._check_api_url()]
+        addresses = [router.address for router in self.routers]
+        faults += [
+            Fault(f"routers[{index}].address", f"{address} stands twice", BAD_HUB_URL)
+            for index, address in enumerate(addresses)
+            if address in addresses[:index] or address == self.hub_address
+        ]
         names = [model.name for model in self.model]
         faults += [
             Fault(f"model[{index}].name", f"{name!r} stands twice", BAD_MODELS)
@@ -122,10 +178,16 @@ class NodeConfig:
         return []
 
     def _check_hub_url(self) -> list[Fault]:
-        try:
-            target = parse_target(self.hub_url, ("ws", "wss"))
-        except ConfigError as exc:
-            return [Fault("hub_url", exc.detail, BAD_HUB_URL)]
-        if not target.tls and not is_loopback(target.host):
-            return [Fault("hub_url", f"{target.host} is another machine: use wss://", BAD_HUB_URL)]
-        return []
+        if not self.hub_url and (self.routers or self.routers_from_chain):
+            return []
+        return _check_tunnel_url("hub_url", self.hub_url)
+
+
+def _check_tunnel_url(field: str, url: str) -> list[Fault]:
+    try:
+        target = parse_target(url, ("ws", "wss"))
+    except ConfigError as exc:
+        return [Fault(field, exc.detail, BAD_HUB_URL)]
+    if not target.tls and not is_loopback(target.host):
+        return [Fault(field, f"{target.host} is another machine: use wss://", BAD_HUB_URL)]
+    return []

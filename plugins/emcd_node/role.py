@@ -8,6 +8,7 @@ receipts signed and sent, and only then is the tunnel closed.
 from __future__ import annotations
 
 import os
+import random
 
 import trio
 
@@ -19,6 +20,7 @@ from emcd.log import register_secret
 from emcd.net.tls import client_context
 from emcd.net.url_guard import is_loopback, parse_target
 from emcd.proto.parameter_rule import MAX_CARRY_ROUNDS
+from emcd.proto.params import NetworkParams
 from emcd.role import Health, HealthState, RoleContext, RoleSpec
 from emcd_node.call_server import CallServer
 from emcd_node.config import ModelConfig, NodeConfig
@@ -31,8 +33,11 @@ from emcd_node.heartbeat import Heartbeat, Load
 from emcd_node.hub_link import HubLink, LinkSettings
 from emcd_node.hub_pages import HubPages
 from emcd_node.hub_proofs import HubProofs
+from emcd_node.node_tunnel import Desk
 from emcd_node.omission_watch import OmissionWatch
 from emcd_node.receipt_book import ReceiptBook
+from emcd_node.router_choice import Way
+from emcd_node.router_directory import RouterDirectory
 from emcd_node.schema import MIGRATIONS
 from emcd_node.served_model import ServedModel
 
@@ -59,7 +64,7 @@ class NodeRole:
         """Put the parts together.
 
         Raises: ConfigError EMC-1006 (no network), 1107 (key), 1323 (CA file), 1621 (engine's key),
-        2014 (the hub's key is the node's).
+        2014 (the hub's key is the node's), 2016 (routers from a chain that is not configured).
         """
         config, deployment = self._config, ctx.deployment
         self._ctx = ctx
@@ -69,7 +74,13 @@ class NodeRole:
             raise ConfigError("EMC-2014", str(config.hub_address))
         self._domain = deployment.staking_domain
         self._models = {model.name: self._make_model(model) for model in config.model}
-        self._tls = None if config.hub_ca_file is None else client_context(config.hub_ca_file)
+        if config.routers_from_chain and ctx.rpc is None:
+            raise ConfigError("EMC-2016", "routers_from_chain needs [chain] rpc_urls")
+        self._tls = {
+            ref.url: client_context(ref.ca_file) for ref in config.routers if ref.ca_file is not None
+        }
+        if config.hub_url and config.hub_ca_file is not None:
+            self._tls[config.hub_url] = client_context(config.hub_ca_file)
         self._receipts = ReceiptBook(ctx.ledger, self._key, self._domain, self._params, ctx.clock)
         self._calls = CallServer(
             node=self._key.address,
@@ -121,41 +132,61 @@ class NodeRole:
         if self._state is not HealthState.READY:
             return Health(self._state)
         complaints = [model.complaint() for model in self._models.values()]
+        through = ""
         if self._link is not None:
+            through = self._link.through
             complaints = [self._link.complaint, self._link.notice, self._calls.clock_complaint, *complaints]
         if self._watch is not None:
             complaints.append(self._watch.complaint)
         reason = "; ".join(filter(None, complaints))
-        return Health(HealthState.DEGRADED, reason) if reason else Health(HealthState.READY)
+        return Health(HealthState.DEGRADED, reason) if reason else Health(HealthState.READY, through)
 
     def _make_link(self, gpu: str) -> HubLink:
         config, ctx = self._config, self._ctx
         hub = config.hub_address
         settings = LinkSettings(
-            url=config.hub_url,
-            hub=hub,
-            ssl_context=self._tls,
-            status_interval_s=self._status_interval_s,
+            direct=Way(config.hub_url, hub, is_router=False) if config.hub_url else None,
+            routers=tuple(Way(ref.url, ref.address) for ref in config.routers),
+            ssl_contexts=self._tls,
             reconnect_max_s=min(config.reconnect_max_s, self._params.round_s / 10),
+            fetch_routers=self._make_router_directory().fetch if config.routers_from_chain else None,
         )
-        heartbeat = Heartbeat(self._key, self._domain, hub, ctx.clock, __version__, gpu, self._load)
-        return HubLink(
-            settings,
+        desk = Desk(
             key=self._key,
             domain=self._domain,
             clock=ctx.clock,
             calls=self._calls,
             receipts=self._receipts,
             proofs=HubProofs(ctx.ledger, self._key.address, hub, self._domain, self._params, ctx.clock),
-            heartbeat=heartbeat,
+            heartbeat=Heartbeat(self._key, self._domain, hub, ctx.clock, __version__, gpu, self._load),
+            status_interval_s=self._status_interval_s,
             log=ctx.log,
         )
+        return HubLink(settings, desk)
+
+    def _make_router_directory(self) -> RouterDirectory:
+        def minimum_wei() -> int:
+            return int.from_bytes(self._params_now().router_minimum_wei, "big")
+
+        return RouterDirectory(
+            self._ctx.chain,
+            minimum_wei=minimum_wei,
+            sample=random.SystemRandom().sample,
+            allow_loopback=self._is_local(),
+        )
+
+    def _is_local(self) -> bool:
+        """Whether the hub is on this machine: a devnet, whose other parts are here too."""
+        urls = [self._config.hub_url] if self._config.hub_url else [ref.url for ref in self._config.routers]
+        return all(is_loopback(parse_target(url, ("ws", "wss")).host) for url in urls) and bool(urls)
+
+    def _params_now(self) -> NetworkParams:
+        """As the network has them now; without a chain, as the deployment file says."""
+        index = self._params.round_at(self._ctx.clock.now_ms())
+        return self._ctx.parameters.schedule.newest_readable_at(index).parameters.params
 
     def _status_interval_s(self) -> float:
-        """As the network has it now; without a chain, as the deployment file says."""
-        index = self._params.round_at(self._ctx.clock.now_ms())
-        version = self._ctx.parameters.schedule.newest_readable_at(index)
-        return version.parameters.params.status_interval_ms / 1000
+        return self._params_now().status_interval_ms / 1000
 
     def _make_watch(self) -> OmissionWatch | None:
         """Who looks after this node's calls in the bundles; nobody without a chain to find them by."""
@@ -166,7 +197,6 @@ class NodeRole:
             return None
         node, hub = self._key.address, config.hub_address
         timeout_s = min(_FETCH_MAX_S, max(1.0, self._params.round_s * _FETCH_SHARE))
-        is_local = is_loopback(parse_target(config.hub_url, ("ws", "wss")).host)
         return OmissionWatch(
             node=node,
             params=self._params,
@@ -181,7 +211,7 @@ class NodeRole:
                 max_bundle_bytes=config.bundle_limit_mb << 20,
                 timeout_s=timeout_s,
             ),
-            directory=Directory(ctx.rpc, hub, config.hub_api_url, allow_loopback=is_local),
+            directory=Directory(ctx.rpc, hub, config.hub_api_url, allow_loopback=self._is_local()),
             filer=Filer(self._key, self._domain, timeout_s=timeout_s),
             log=ctx.log,
         )
@@ -196,7 +226,13 @@ class NodeRole:
         if api_key:
             register_secret(api_key)
         times = EngineTimes(head_s=model.head_timeout_s, idle_s=model.idle_timeout_s)
-        return EngineModel(model.name, Engine(model.url, api_key, times))
+        return EngineModel(
+            model.name,
+            Engine(model.url, api_key, times),
+            model.list_endpoints(),
+            quantization=model.quantization,
+            context_tokens=model.context_tokens,
+        )
 
     def _load(self) -> Load:
         return Load(

@@ -29,7 +29,7 @@ class Devnet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        names = ["HUB", "TUNNEL", "RPC", "ADMIN", *(f"VALIDATOR_{n}" for n in range(1, 5))]
+        names = ["HUB", "TUNNEL", "RPC", "ADMIN", "ROUTER", *(f"VALIDATOR_{n}" for n in range(1, 5))]
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environment = {
             **os.environ,

@@ -190,6 +190,7 @@ class World:
         tokens: tuple[int, int] = (100, 50),
         status: CallStatus = CallStatus.OK,
         from_vault: bool = True,
+        router: Address = ZERO_ADDRESS,
         edit: Callable[[str, Any], Any] = lambda kind, record: record,
     ) -> CallRecords:
         """One call; `edit(kind, record)` may change a record before the next one refers to it."""
@@ -200,7 +201,7 @@ class World:
             Forward(
                 keccak(b"call" + number)[:16],
                 self.hub,
-                ZERO_ADDRESS,
+                router,
                 address_of(node),
                 keccak(b"request" + number),
                 MODEL_HASH,
@@ -246,9 +247,10 @@ class World:
                 self.calls.append(self.make_call(node, start + 100 * number))
         for probe in self.assignments():
             node = self.by_address[probe.node]
-            route = self._through(self.routes.get((node, probe.slot)))
+            through = self.routes.get((node, probe.slot))
+            router = ZERO_ADDRESS if through is None else address_of(through)
             at_ms = self.probe_time_ms(probe)
-            call = self.make_call(node, at_ms, tokens=(30, 0), from_vault=False, edit=route)
+            call = self.make_call(node, at_ms, tokens=(30, 0), from_vault=False, router=router)
             self.calls.append(call)
             verdict = self.verdicts.get(node, Verdict.PASS)
             assert call.receipt is not None
@@ -264,12 +266,6 @@ class World:
                     1234,
                 )
             )
-
-    @staticmethod
-    def _through(router: str | None) -> Callable[[str, Any], Any]:
-        """An edit that names the router of a call."""
-        address = ZERO_ADDRESS if router is None else address_of(router)
-        return lambda kind, record: edited(record, router=address) if kind == "forward" else record
 
     def batches(self, calls: Iterable[CallRecords] | None = None) -> list[SignedBatch]:
         """Signed batches over all records, one strange record in each hub batch."""

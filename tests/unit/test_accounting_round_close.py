@@ -14,7 +14,7 @@ from emcd.accounting.evidence_rule import NO_CALL
 from emcd.accounting.round_close import CallRecords, SignedBatch, close_round
 from emcd.errors import LocalProtocolError, RemoteProtocolError
 from emcd.money import encode_wei
-from emcd.proto.bundle import ResultEntry, SnapshotEntry
+from emcd.proto.bundle import ProbeResult, ResultEntry, SnapshotEntry
 from emcd.proto.bundle_codec import Section
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
@@ -230,36 +230,41 @@ def test_close_router_that_calls_of_users_name_earns_nothing() -> None:
     assert (row.reason, row.credits_micro) == ("no-success", 0)
 
 
+def lose(world: World, probe: ProbeResult, router: str) -> ProbeResult:
+    """Put a call without an answer, through a router, in the place of a probe's own."""
+    own = next(call for call in world.calls if call.forward.call_id == probe.call_id)
+    lost = world.make_call(
+        world.by_address[probe.node],
+        own.forward.started_at_ms,
+        status=CallStatus.NODE_ERROR,
+        router=address_of(router),
+        edit=drop_receipt,
+    )
+    world.calls = [lost if call is own else call for call in world.calls]
+    changed: ProbeResult = edited(
+        probe,
+        call_id=lost.forward.call_id,
+        request_hash=lost.forward.request_hash,
+        response_hash=ZERO_HASH,
+        verdict=int(Verdict.ERROR),
+        statistic_e12=0,
+    )
+    return changed
+
+
 def test_close_router_whose_probe_had_no_answer_earns_its_share() -> None:
     world = World(routes=BOTH)
     for prober, probes in world.probes.items():
         for index, probe in enumerate(probes):
-            if (world.by_address[probe.node], probe.slot) != ("node-1", 0):
-                continue
-            lost = world.make_call(
-                "node-1",
-                next(c for c in world.calls if c.forward.call_id == probe.call_id).forward.started_at_ms,
-                status=CallStatus.NODE_ERROR,
-                edit=lambda kind, r: (
-                    drop_receipt(kind, r) if kind != "forward" else edited(r, router=address_of("router"))
-                ),
-            )
-            world.calls = [c for c in world.calls if c.forward.call_id != probe.call_id] + [lost]
-            world.probes[prober][index] = edited(
-                probe,
-                call_id=lost.forward.call_id,
-                request_hash=lost.forward.request_hash,
-                response_hash=ZERO_HASH,
-                verdict=int(Verdict.ERROR),
-                statistic_e12=0,
-            )
+            if (world.by_address[probe.node], probe.slot) == ("node-1", 0):
+                world.probes[prober][index] = lose(world, probe, "router")
 
     row = result_of(close_routed(world), "router")
 
     assert row.credits_micro == ROUTER_ROUND_MICRO * 3 // 4
 
 
-def test_close_probe_without_a_call_counts_against_the_router_of_its_node() -> None:
+def test_close_probe_without_a_call_does_not_count_against_a_router() -> None:
     world = World(routes=BOTH)
     for prober, probes in world.probes.items():
         world.probes[prober] = [
@@ -278,7 +283,19 @@ def test_close_probe_without_a_call_counts_against_the_router_of_its_node() -> N
 
     row = result_of(close_routed(world), "router")
 
-    assert row.credits_micro == ROUTER_ROUND_MICRO * 3 // 4
+    assert row.credits_micro == ROUTER_ROUND_MICRO
+
+
+def test_close_unanswered_call_makes_no_node_the_routers() -> None:
+    world = World(routes=BOTH)
+    for prober, probes in world.probes.items():
+        for index, probe in enumerate(probes):
+            if world.by_address[probe.node] == "node-3":
+                world.probes[prober][index] = lose(world, probe, "router")
+
+    row = result_of(close_routed(world), "router")
+
+    assert row.credits_micro == ROUTER_ROUND_MICRO
 
 
 def test_close_address_that_is_no_router_earns_nothing_for_probes_that_name_it() -> None:

@@ -23,6 +23,7 @@ def test_layout_without_variables_is_the_documented_one() -> None:
         8545,
         8422,
     )
+    assert layout.router_port == 8423
     assert layout.validator_ports == (8431, 8432, 8433, 8434)
     assert layout.hub_url == "http://127.0.0.1:8420"
     assert layout.summary == Path.cwd() / ".devnet" / "devnet.json"
@@ -31,7 +32,8 @@ def test_layout_without_variables_is_the_documented_one() -> None:
 def test_layout_ports_not_named_follow_the_hubs() -> None:
     layout = read_layout({"EMCD_HUB_PORT": "20000"})
 
-    assert (layout.tunnel_port, layout.admin_port, layout.rpc_port) == (20001, 20002, 20020)
+    assert (layout.tunnel_port, layout.admin_port, layout.router_port) == (20001, 20002, 20003)
+    assert layout.rpc_port == 20020
     assert layout.validator_ports == (20011, 20012, 20013, 20014)
 
 
@@ -76,6 +78,7 @@ def test_layout_port_that_is_none_is_refused(text: str) -> None:
         {"EMCD_HUB_PORT": "8545", "EMCD_RPC_PORT": "8545"},
         {"EMCD_VALIDATOR_2_PORT": "8431"},
         {"EMCD_ADMIN_PORT": "8421"},
+        {"EMCD_ROUTER_PORT": "8434"},
     ],
 )
 def test_layout_port_taken_twice_is_refused(environ: dict[str, str]) -> None:
@@ -95,7 +98,7 @@ def test_layout_port_past_the_last_by_derivation_is_refused() -> None:
 def test_layout_environment_sets_every_variable_that_the_config_reads(tmp_path: Path) -> None:
     layout = read_layout({"EMCD_DEVNET_DIR": str(tmp_path), "EMCD_HUB_PORT": "20000"})
 
-    variables = layout.environment("0x" + "1" * 40, "a" * 64)
+    variables = layout.environment("0x" + "1" * 40, "0x" + "2" * 40, "a" * 64)
 
     assert set(variables) == set(re.findall(r"\$\{(\w+)", CONFIG.read_text()))
     assert variables["EMCD_DEVNET_DIR"] == str(tmp_path)
@@ -105,7 +108,7 @@ def test_layout_environment_sets_every_variable_that_the_config_reads(tmp_path: 
 def test_layout_environment_gives_the_same_layout_again(tmp_path: Path) -> None:
     layout = read_layout({"EMCD_DEVNET_DIR": str(tmp_path), "EMCD_HUB_PORT": "30000"})
 
-    assert read_layout(layout.environment("0x" + "1" * 40, "a" * 64)) == layout
+    assert read_layout(layout.environment("0x" + "1" * 40, "0x" + "2" * 40, "a" * 64)) == layout
 
 
 def test_layout_every_file_is_inside_the_folder(tmp_path: Path) -> None:

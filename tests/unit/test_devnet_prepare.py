@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 
@@ -85,3 +86,13 @@ async def test_ensure_devnet_made_for_another_port_is_refused(layout: DevnetLayo
         await ensure_devnet(layout, print)
 
     assert caught.value.code == "EMC-2230"
+
+
+async def test_ensure_devnet_made_with_other_participants_is_refused(layout: DevnetLayout) -> None:
+    names = [{"name": member.name} for member in prepare.BOUND if member is not prepare.ROUTER]
+    layout.summary.write_text(json.dumps({"hub_url": layout.hub_url, "participants": names}))
+
+    with pytest.raises(ConfigError, match="router-1") as caught:
+        await ensure_devnet(layout, print)
+
+    assert caught.value.code == "EMC-2238"

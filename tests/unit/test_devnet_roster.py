@@ -21,7 +21,7 @@ def test_roster_holdings_leave_the_foundation_a_rest_of_the_supply() -> None:
 
 
 def test_roster_stakes_reach_the_roles_minimum_and_can_be_paid() -> None:
-    for member in (*roster.VALIDATORS, *roster.NODES):
+    for member in (*roster.VALIDATORS, roster.ROUTER, *roster.NODES):
         assert member.role is not None
         stake_wei = member.stake_token * WEI_PER_TOKEN
         assert encode_wei(stake_wei) >= minimum_stake_wei(PARAMS, member.role), member.name

@@ -28,6 +28,7 @@ class DevnetLayout:
     tunnel_port: int
     rpc_port: int
     admin_port: int
+    router_port: int
     validator_ports: tuple[int, ...]
 
     @property
@@ -86,9 +87,10 @@ class DevnetLayout:
     @property
     def ports(self) -> tuple[int, ...]:
         """Everything that listens."""
-        return (self.hub_port, self.tunnel_port, self.rpc_port, self.admin_port, *self.validator_ports)
+        own = (self.hub_port, self.tunnel_port, self.rpc_port, self.admin_port, self.router_port)
+        return (*own, *self.validator_ports)
 
-    def environment(self, hub_address: str, admin_token_hash: str) -> dict[str, str]:
+    def environment(self, hub_address: str, router_address: str, admin_token_hash: str) -> dict[str, str]:
         """The variables that conf/devnet.toml reads."""
         variables = {
             "EMCD_DEVNET_DIR": str(self.folder),
@@ -96,7 +98,9 @@ class DevnetLayout:
             "EMCD_TUNNEL_PORT": str(self.tunnel_port),
             "EMCD_RPC_PORT": str(self.rpc_port),
             "EMCD_ADMIN_PORT": str(self.admin_port),
+            "EMCD_ROUTER_PORT": str(self.router_port),
             "EMCD_HUB_ADDRESS": hub_address,
+            "EMCD_ROUTER_ADDRESS": router_address,
             "EMCD_ADMIN_TOKEN_HASH": admin_token_hash,
         }
         for number, port in enumerate(self.validator_ports, start=1):
@@ -116,6 +120,7 @@ def read_layout(environ: Mapping[str, str] = os.environ) -> DevnetLayout:
         tunnel_port=_port(environ, "EMCD_TUNNEL_PORT", hub + 1),
         rpc_port=_port(environ, "EMCD_RPC_PORT", 8545 if hub == DEFAULT_HUB_PORT else hub + 20),
         admin_port=_port(environ, "EMCD_ADMIN_PORT", hub + 2),
+        router_port=_port(environ, "EMCD_ROUTER_PORT", hub + 3),
         validator_ports=tuple(
             _port(environ, f"EMCD_VALIDATOR_{n}_PORT", hub + 10 + n) for n in range(1, VALIDATOR_COUNT + 1)
         ),

@@ -34,6 +34,7 @@ from emcd_devchain.devnet.roster import (
     GENESIS_SUPPLY_WEI,
     HUB,
     MEMBERS,
+    ROUTER,
     VALIDATORS,
     Member,
 )
@@ -54,12 +55,15 @@ Say = Callable[[str], None]
 async def ensure_devnet(layout: DevnetLayout, say: Say) -> Deployment:
     """Prepare the folder unless it is prepared; returns the network.
 
-    Raises: ConfigError EMC-2230 when it was prepared for another hub port: endpoints are on its chain.
+    Raises: ConfigError EMC-2230 when it was prepared for another hub port: endpoints are on its chain;
+        EMC-2238 when a version with other participants prepared it.
     """
     if layout.summary.exists():
-        made_for = json.loads(layout.summary.read_text())["hub_url"]
-        if made_for != layout.hub_url:
-            raise ConfigError("EMC-2230", f"the devnet in {layout.folder} has its hub at {made_for}")
+        made = json.loads(layout.summary.read_text())
+        if made["hub_url"] != layout.hub_url:
+            raise ConfigError("EMC-2230", f"the devnet in {layout.folder} has its hub at {made['hub_url']}")
+        if missing := {member.name for member in BOUND} - {entry["name"] for entry in made["participants"]}:
+            raise ConfigError("EMC-2238", f"{layout.folder} has no {', '.join(sorted(missing))}")
         return decode_deployment(layout.deployment.read_bytes(), str(layout.deployment))
     if layout.folder.exists():
         _clear_half_made(layout)
@@ -100,6 +104,7 @@ def summary(layout: DevnetLayout, deployment: Deployment) -> dict[str, object]:
         "admin_url": layout.admin_url,
         "admin_token": layout.admin_token.read_text().strip(),
         "tunnel_url": f"ws://{HOST}:{layout.tunnel_port}",
+        "router_url": f"ws://{HOST}:{layout.router_port}",
         "rpc_url": layout.rpc_url,
         "chain_id": deployment.chain_id,
         "contracts": {
@@ -129,7 +134,8 @@ def daemon_variables(layout: DevnetLayout) -> dict[str, str]:
     """The environment that conf/devnet.toml reads, for this folder."""
     token = layout.admin_token.read_text().strip()
     hub = read_keystore_address(keystore(layout, HUB.name))
-    return layout.environment(hub, hashlib.sha256(token.encode()).hexdigest())
+    router = read_keystore_address(keystore(layout, ROUTER.name))
+    return layout.environment(hub, router, hashlib.sha256(token.encode()).hexdigest())
 
 
 def keystore(layout: DevnetLayout, name: str) -> Path:
@@ -199,6 +205,8 @@ async def _bind_and_stake(
 def _endpoint(layout: DevnetLayout, member: Member) -> str:
     if member is HUB:
         return layout.hub_url
+    if member is ROUTER:
+        return f"http://{HOST}:{layout.router_port}"
     if member in VALIDATORS:
         return f"http://{HOST}:{layout.validator_ports[VALIDATORS.index(member)]}"
     return ""

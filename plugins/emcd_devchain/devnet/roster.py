@@ -1,7 +1,7 @@
 """Who takes part in the devnet, with which stake and how many tokens. Pure data.
 
-One hub, four validators, three nodes (the third sells an int8 copy as the real model), one
-settler, one user who buys credits in the vault.
+One hub, four validators, one router, three nodes (the third sells an int8 copy as the real model),
+one settler, one user who buys credits in the vault.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Member:
 HUB = Member("hub", ParticipantRole.HUB, 10_000)
 """Its stake weighs nothing in rewards: it is what a second seal of a round costs it half of."""
 VALIDATORS = tuple(Member(f"validator-{n}", ParticipantRole.VALIDATOR, 1_000_000, 360) for n in range(1, 5))
+ROUTER = Member("router-1", ParticipantRole.ROUTER, 100_000, 180)
+"""Two of the nodes reach the hub through it."""
 NODES = (
     Member("node-1", ParticipantRole.COMPUTE, 3_000, 180),
     Member("node-2", ParticipantRole.COMPUTE, 6_000, 30),
@@ -54,5 +56,5 @@ USER = Member("user", None)
 FOUNDATION = Member("foundation", None)
 """Deploys the contracts, holds what nobody else does, and is the guardian that may pause."""
 
-BOUND = (HUB, *VALIDATORS, *NODES)
+BOUND = (HUB, *VALIDATORS, ROUTER, *NODES)
 MEMBERS = (*BOUND, SETTLER, USER, FOUNDATION)
