@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
@@ -19,6 +19,7 @@ import trio
 from emcd import __version__
 from emcd.bus import Bus
 from emcd.clock import Clock, SystemClock
+from emcd.daemon.garbage import calm_collector
 from emcd.daemon.lag import watch_lag
 from emcd.daemon.notify import notify_systemd
 from emcd.daemon.prepare import Prepared
@@ -46,18 +47,30 @@ def run_daemon(prepared: Prepared) -> int:
     """Run the daemon in this process until it stops. Returns: the exit code."""
     configure_logging(prepared.config.daemon.log_format, prepared.config.daemon.log_level)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    return trio.run(Daemon(prepared).run)
+    return trio.run(Daemon(prepared, on_ready=calm_collector).run)
 
 
 class Daemon:
     """One run of the daemon."""
 
-    def __init__(self, prepared: Prepared, *, clock: Clock | None = None, signals: bool = True) -> None:
-        """Args: signals: False leaves SIGTERM and SIGINT to others (several daemons in one test)."""
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        clock: Clock | None = None,
+        signals: bool = True,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            signals: False leaves SIGTERM and SIGINT to others (several daemons in one test).
+            on_ready: called when every role has started.
+        """
         self._prepared = prepared
         self._config = prepared.config.daemon
         self._clock = clock or SystemClock()
         self._signals = signals
+        self._on_ready = on_ready
         self._stop = trio.Event()
         self._at_once = trio.CancelScope()
         self._failed = False
@@ -146,6 +159,7 @@ class Daemon:
             serve_status, self._config.status_listen, self._config.data_dir, report, self._log
         )
         if await self._start_roles(nursery) and not self._stop.is_set():
+            self._on_ready()
             self.board.serving = True
             self._log.info("ready", roles=[runner.name for runner in self._runners], version=__version__)
             notify_systemd("READY=1")

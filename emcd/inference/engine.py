@@ -19,14 +19,11 @@ from emcd.errors import ConfigError, RecoverableError
 from emcd.net.http_client import request
 from emcd.net.http_stream import stream
 from emcd.net.url_guard import parse_target
-from emcd.proto.openai import Endpoint
+from emcd.proto.openai_shape import JSON, Endpoint
 
 _MODELS_BYTES = 4 << 20
-_ENDINGS = {
-    Endpoint.CHAT: "/chat/completions",
-    Endpoint.COMPLETIONS: "/completions",
-    Endpoint.EMBEDDINGS: "/embeddings",
-}
+_BASE = "/v1"
+"""What the operator's URL stands for in an endpoint's path."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,9 @@ class Engine:
         return frozenset(entry.id for entry in answer.json(_ModelList).data)
 
     @asynccontextmanager
-    async def open_call(self, endpoint: Endpoint, body: bytes) -> AsyncIterator[EngineAnswer]:
+    async def open_call(
+        self, endpoint: Endpoint, body: bytes, content_type: str = JSON
+    ) -> AsyncIterator[EngineAnswer]:
         """Send one request and hand out its answer to be read as it comes.
 
         Raises: RecoverableError EMC-1301 to 1308, also while the body is read.
@@ -104,8 +103,8 @@ class Engine:
         """
         async with stream(
             "POST",
-            self._url_of(_ENDINGS[endpoint]),
-            headers=self._headers() | {"content-type": "application/json"},
+            self._url_of(endpoint.path.removeprefix(_BASE)),
+            headers=self._headers() | {"content-type": content_type},
             body=body,
             connect_timeout_s=self.times.connect_s,
             head_timeout_s=self.times.head_s,

@@ -59,6 +59,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
         con.execute("PRAGMA synchronous = FULL")
         con.execute("PRAGMA journal_size_limit = 67108864")
         con.execute("PRAGMA cache_size = -16384")
+        con.execute("PRAGMA temp_store = MEMORY")  # else a file is made for every statement's own journal
     except sqlite3.Error as exc:
         raise as_fatal(exc, str(path)) from exc
     return con

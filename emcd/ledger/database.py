@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import outcome
 import trio
 
 from emcd.errors import FatalError, LocalProtocolError
@@ -68,6 +69,36 @@ class Ledger:
         """
         await self._submit(fn, True, item)
 
+    def submit_bulk(
+        self,
+        fn: Callable[[sqlite3.Connection, Sequence[Item]], None],
+        item: Item,
+        ended: Callable[[Exception | None, None], None],
+    ) -> None:
+        """`write_bulk` without a task that waits: `ended` is called in the loop, after the synced commit.
+
+        It waits for no room either: ask `has_room` before.
+
+        Args:
+            ended: gets what `write_bulk` would raise, or None. It must not wait, nor raise.
+
+        Raises: LocalProtocolError EMC-1209.
+        """
+        if self._closed:
+            raise LocalProtocolError("EMC-1209", "a write after the ledger was closed")
+        self._pending += 1
+        self._writer.put(Job(ended, fn, True, item))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `write_bulk` would not have to wait for room in the queue now."""
+        return self._pending < QUEUE_LIMIT
+
+    async def wait_room(self) -> None:
+        """Wait until `has_room`."""
+        while self._pending >= QUEUE_LIMIT:
+            await self._room.park()
+
     async def read(self, fn: Callable[[sqlite3.Connection], T], *, timeout_s: float = READ_TIMEOUT_S) -> T:
         """Run `fn` on a read-only snapshot in a thread.
 
@@ -92,14 +123,18 @@ class Ledger:
 
     async def _submit(self, fn: Callable[..., Any], bulk: bool, item: Any) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self._pending >= QUEUE_LIMIT:
-            await self._room.park()
+        await self.wait_room()
         if self._closed:
             raise LocalProtocolError("EMC-1209", "a write after the ledger was closed")
-        job = Job(trio.lowlevel.current_task(), fn, bulk, item)
+        task = trio.lowlevel.current_task()
+
+        def wake(error: Exception | None, value: Any) -> None:
+            trio.lowlevel.reschedule(task, outcome.Value(value) if error is None else outcome.Error(error))
+
+        job = Job(wake, fn, bulk, item)
 
         def abort(_: Callable[[], Any]) -> trio.lowlevel.Abort:
-            job.task = None
+            job.ended = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         self._pending += 1
@@ -110,9 +145,8 @@ class Ledger:
         self._pending -= len(jobs)
         self._room.unpark(count=len(jobs))
         for job in jobs:
-            if job.task is not None:
-                assert job.result is not None
-                trio.lowlevel.reschedule(job.task, job.result)
+            if job.ended is not None:
+                job.ended(job.error, job.value)
         if self._writer.failure is not None:
             self._failed.set()
 

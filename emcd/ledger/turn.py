@@ -26,6 +26,8 @@ class Turn(trio.abc.Instrument):
     """Who wants the interpreter; the loop asks between two passes."""
 
     def __init__(self) -> None:
+        self.due = 0.0
+        """Before this time no commit begins: nobody need make way for it."""
         self._writing_since = 0.0
         self._syncing = False
         self._calm = threading.Event()  # clear while statements wait or run
@@ -35,7 +37,7 @@ class Turn(trio.abc.Instrument):
     def wants_write(self) -> None:
         """A job was queued (from the loop)."""
         if not self._writing_since:
-            self._writing_since = time.monotonic()
+            self._writing_since = max(time.monotonic(), self.due)
             self._calm.clear()
 
     def begins_statements(self, now: float) -> None:
@@ -48,8 +50,9 @@ class Turn(trio.abc.Instrument):
         self._syncing = True
         self._calm.set()
 
-    def ends(self) -> None:
-        """It is over (from the writer)."""
+    def ends(self, due: float) -> None:
+        """It is over, and the next one begins at `due` or later (from the writer)."""
+        self.due = due
         self._syncing = False
         self._writing_since = 0.0
         self._calm.set()

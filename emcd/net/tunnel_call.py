@@ -125,7 +125,7 @@ class OutgoingCall(AsyncIterator[bytes]):
     async def _wait(self, call: HubCall) -> None:
         """Wait for more. Raises: the call's error."""
         if call.error is not None:
-            raise RecoverableError(call.error.code, call.error.detail)
+            raise type(call.error)(call.error.code, call.error.detail)
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
 

@@ -83,6 +83,11 @@ class IncomingCall:
         """Whether the hub cancelled the call."""
         return self._call.cancelled
 
+    def release_body(self) -> None:
+        """The body is with somebody else now: it counts no more here."""
+        self.body = b""
+        self._session.release_body(self._call)
+
     async def start(self, head: bytes) -> None:
         """Send the answer's head (64 KiB at most)."""
         await self._channel.room()

@@ -3,11 +3,15 @@
 A message is a frozen `TypedStruct` whose `eip712` names the Solidity type of every field, in
 order; field names are snake_case here and camelCase in the type string. Supported: address, bool,
 uint8..uint256, bytes1..bytes32, bytes, string, and arrays of address, uint or bytes32.
+
+Every call of the network hashes three of these, so the hash of a class is compiled at its first use,
+as dataclasses compile their methods: one `struct.pack` lays out every word, checks every number.
 Source: EIP-712.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -33,7 +37,7 @@ class Domain(msgspec.Struct, frozen=True):
         return _separator(self.chain_id, self.verifying_contract)
 
 
-class TypedStruct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TypedStruct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """Base of everything that is hashed or signed; on the wire an array of its fields."""
 
     eip712: ClassVar[tuple[str, ...]] = ()
@@ -45,11 +49,12 @@ class TypedStruct(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
     def struct_hash(self) -> Hash:
         """hashStruct of EIP-712. Raises: LocalProtocolError EMC-1493 on a value its type can't hold."""
-        prefix, encoders = _compiled(type(self))
+        cls = type(self)
+        lay_out = _LAYOUTS.get(cls) or _compile_layout(cls)
         try:
-            return keccak(prefix + b"".join([enc(getattr(self, name)) for name, enc in encoders]))
-        except (OverflowError, ValueError, TypeError, AttributeError) as exc:
-            raise LocalProtocolError("EMC-1493", f"{type(self).__name__}: {exc}") from exc
+            return keccak(lay_out(self))
+        except (OverflowError, ValueError, TypeError, AttributeError, struct.error) as exc:
+            raise LocalProtocolError("EMC-1493", f"{cls.__name__}: {exc}") from exc
 
 
 def digest(domain: Domain, struct: TypedStruct) -> Hash:
@@ -116,12 +121,41 @@ def _separator(chain_id: int, contract: Address) -> Hash:
     )
 
 
-@lru_cache(maxsize=256)
-def _compiled(cls: type[TypedStruct]) -> tuple[bytes, tuple[tuple[str, _Encode], ...]]:
-    encoders = tuple(
-        (name, _encoder(kind)) for name, kind in zip(cls.__struct_fields__, cls.eip712, strict=True)
+_LAYOUTS: dict[type[TypedStruct], Callable[[Any], bytes]] = {}
+_PACKED_UINTS = {8: "31xB", 16: "30xH", 32: "28xI", 64: "24xQ"}
+
+
+def _compile_layout(cls: type[TypedStruct]) -> Callable[[Any], bytes]:
+    """A function from a struct of the class to the bytes that are hashed: type hash, then a word a field."""
+    layout, checks, words = ">32s", [], []
+    names: dict[str, Any] = {"prefix": keccak(cls.type_string().encode())}
+    for index, (field, kind) in enumerate(zip(cls.__struct_fields__, cls.eip712, strict=True)):
+        value = f"s.{field}"
+        if kind == "address":
+            layout += "12x20s"
+            value = f"address_bytes({value})"
+        elif kind.startswith("uint") and int(kind[4:]) in _PACKED_UINTS:
+            layout += _PACKED_UINTS[int(kind[4:])]
+        elif kind.startswith("bytes") and kind != "bytes" and not kind.endswith("[]"):
+            size = int(kind[5:])
+            layout += f"{size}s{32 - size}x"
+            checks.append(f"len({value}) != {size}")  # pack would cut or pad it
+        else:
+            layout += "32s"
+            names[f"encode_{index}"] = _encoder(kind)
+            value = f"encode_{index}({value})"
+        words.append(value)
+    names.update(pack=struct.Struct(layout).pack, address_bytes=address_bytes)
+    refuse = (
+        f" if {' or '.join(checks)}:\n  raise ValueError('a value of fixed size has another')\n"
+        if checks
+        else ""
     )
-    return keccak(cls.type_string().encode()), encoders
+    source = f"def lay_out(s):\n{refuse} return pack(prefix, {', '.join(words)})"
+    exec(source, names)  # noqa: S102 -- made of field names and types of our own classes alone
+    lay_out: Callable[[Any], bytes] = names["lay_out"]
+    _LAYOUTS[cls] = lay_out
+    return lay_out
 
 
 def _encoder(kind: str) -> _Encode:

@@ -8,8 +8,9 @@ Source: github.com/OpenZeppelin/merkle-tree (`SimpleMerkleTree`, leaves unsorted
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from emcd.proto.hashing import keccak
+from emcd.proto.hashing import keccak, keccak_each
 from emcd.types import Hash
 
 
@@ -23,11 +24,11 @@ def build_tree(leaves: Sequence[bytes]) -> list[Hash]:
     count = len(leaves)
     if not count:
         raise ValueError("a tree needs a leaf")
-    tree = [Hash(b"")] * (2 * count - 1)
-    for index, leaf in enumerate(leaves):
-        tree[2 * count - 2 - index] = Hash(leaf)
+    tree: list[Any] = [b""] * (count - 1)
+    tree += reversed(leaves)
     for index in range(count - 2, -1, -1):
-        tree[index] = hash_pair(tree[2 * index + 1], tree[2 * index + 2])
+        a, b = tree[2 * index + 1], tree[2 * index + 2]
+        tree[index] = keccak(a + b if a < b else b + a)
     return tree
 
 
@@ -59,3 +60,8 @@ def root_from_proof(leaf: bytes, proof: Sequence[bytes]) -> Hash:
 def record_leaf(record_hash: bytes) -> Hash:
     """The leaf of a record in its batch: keccak of its struct hash."""
     return keccak(record_hash)
+
+
+def record_leaves(record_hashes: Sequence[bytes]) -> list[Hash]:
+    """`record_leaf` of each."""
+    return keccak_each(record_hashes)

@@ -14,18 +14,21 @@ import msgspec
 
 from emcd.errors import RemoteProtocolError
 from emcd.proto.eip712 import Domain, TypedStruct
-from emcd.proto.hashing import keccak
-from emcd.proto.merkle import build_root, record_leaf, root_from_proof
+from emcd.proto.hashing import keccak_of
+from emcd.proto.merkle import build_root, record_leaf, record_leaves, root_from_proof
 from emcd.proto.signing import require_signer
 from emcd.types import Address, Hash
 
 BATCH_RECORDS = 256
 BATCH_MS = 250
 _CALL_PREFIX = "call_"
+_JSON = "application/json"
 
 
 class CallStatus(IntEnum):
     """How a call ended, as the hub saw it."""
+
+    __hash__ = int.__hash__  # Enum's own is a Python function, on the way of every call
 
     OK = 0
     CLIENT_ERROR = 1  # the node refused the request itself (4xx)
@@ -108,14 +111,21 @@ class RecordProof(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
     siblings: tuple[bytes, ...]
 
 
-def request_hash(path: str, body: bytes) -> Hash:
-    """What the node is asked, as bytes: keccak(path || 0x00 || body)."""
-    return keccak(path.encode() + b"\0" + body)
+def request_hash(path: str, body: bytes, content_type: str = _JSON) -> Hash:
+    """What the node is asked, as bytes: keccak(path || 0x00 || body).
+
+    A body that is not JSON means nothing without its content type (a form's boundary stands there):
+    keccak(path || 0x00 || content_type || 0x00 || body). JSON bodies begin with a brace, so that no
+    body is both.
+    """
+    if content_type == _JSON:
+        return keccak_of(path.encode() + b"\0", body)
+    return keccak_of(path.encode() + b"\0" + content_type.encode() + b"\0", body)
 
 
 def batch_root(record_hashes: Sequence[bytes]) -> Hash:
     """The root of a batch in the order in which its records came."""
-    return build_root([record_leaf(item) for item in record_hashes])
+    return build_root(record_leaves(record_hashes))
 
 
 def require_proof(

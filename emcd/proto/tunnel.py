@@ -171,7 +171,11 @@ def encode_error(call: int, code: str, detail: str) -> bytes:
     return encode_frame(FrameType.ERROR, call, code.encode() + text.encode())
 
 
-def decode_error(payload: bytes) -> RecoverableError:
+class StatedError(RecoverableError):
+    """What an ERROR frame says: its code is the peer's word, whatever it claims of whom."""
+
+
+def decode_error(payload: bytes) -> StatedError:
     """What the node said, as it is raised to the call's owner. Raises: RemoteProtocolError EMC-1420."""
     try:
         code, detail = payload[:8].decode("ascii"), payload[8:].decode("utf-8")
@@ -179,7 +183,7 @@ def decode_error(payload: bytes) -> RecoverableError:
         raise RemoteProtocolError("EMC-1420", "an ERROR is not text") from exc
     if not _CODE.fullmatch(code):
         raise RemoteProtocolError("EMC-1420", "an ERROR has no code")
-    return RecoverableError(code, detail)
+    return StatedError(code, detail)
 
 
 def decode_credit(payload: bytes) -> int:

@@ -19,6 +19,7 @@ from emcd.proto.tunnel import (
     INLINE_BYTES,
     LAST_CALL,
     MESSAGE_BYTES,
+    PIECE_BYTES,
     WINDOW_BYTES,
     FrameType,
     Session,
@@ -75,7 +76,7 @@ class HubCall(msgspec.Struct, eq=False):
     max_bytes: int
     state: HubState = _IS_OPEN
     head: bytes | None = None
-    chunks: list[bytes] = []  # msgspec makes each call its own
+    chunks: list[bytes | bytearray] = []  # msgspec makes each call its own
     end: bytes | None = None
     error: RecoverableError | None = None
     patient: bool = False
@@ -91,7 +92,19 @@ class HubCall(msgspec.Struct, eq=False):
 
     def body(self) -> bytes:
         """All of a collected body; b"" when nobody wanted it any more."""
-        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        chunks = self.chunks
+        return bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)  # bytes() of bytes copies nothing
+
+
+def _gather(chunks: list[bytes | bytearray], payload: bytes) -> None:
+    """Keep a piece of a collected body; small ones are joined, since each object costs far more than its bytes."""
+    if chunks and len(chunks[-1]) + len(payload) <= PIECE_BYTES:
+        last = chunks[-1]
+        if type(last) is not bytearray:
+            last = chunks[-1] = bytearray(last)
+        last += payload
+    else:
+        chunks.append(payload)
 
 
 class HubSession(Session):
@@ -154,7 +167,7 @@ class HubSession(Session):
         chunks = call.chunks
         if not chunks:
             return b""
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        data = bytes(chunks[0]) if len(chunks) == 1 else b"".join(chunks)
         self._consume(call, len(data) + len(chunks) * FRAME_COST)
         call.chunks = []
         return data
@@ -222,9 +235,12 @@ class HubSession(Session):
     def _collect(self, call: HubCall, payload: bytes) -> None:
         if call.dropped:
             return
-        if payload:
-            call.chunks.append(payload)
-        if call.on_data is None:
+        if call.on_data is not None:
+            if payload:
+                call.chunks.append(payload)
+        else:
+            if payload:
+                _gather(call.chunks, payload)
             call.size += len(payload)
             if call.size > call.max_bytes:
                 text = f"an answer of more than {call.max_bytes} bytes"

@@ -136,10 +136,16 @@ class NodeSession(Session):
             self._close(call)
 
     def take_body(self, call: NodeCall) -> bytes:
-        """The call's whole body, which is kept here no longer; it counts until the call ends."""
+        """The call's whole body, which is kept here no longer; it counts until `release_body` or the end."""
         body = bytes(call.body)
         call.body.clear()
         return body
+
+    def release_body(self, call: NodeCall) -> None:
+        """Whoever took the body keeps it no longer: there is room for others."""
+        if call.state is not NodeState.CLOSED:
+            self._bodies_left += call.body_bytes
+            call.body_bytes = 0
 
     def receive(self, message: bytes, at: int = 0) -> None:
         """Take a message of the hub from `at` on: whole calls appear in `ready`.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from emcd.config import Fault, KeyFile, Listen, setting
+from emcd.config import Fault, HttpListen, KeyFile, Listen, setting
 from emcd.types import Address, Hash
 from emcd_hub.calls.limits import CallLimits
+from emcd_hub.nodes.rules import RoutingRules
 from emcd_hub.rounds.retention import Retention
 
 Scope = Literal["keys", "credits", "read"]
@@ -29,14 +30,20 @@ class HubConfig:
     """See README.md; times are seconds."""
 
     key: KeyFile
-    listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8420), doc="the API that users call")
+    listen: HttpListen = setting(factory=lambda: HttpListen("127.0.0.1", 8420), doc="the API that users call")
     tunnel_listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8421), doc="where nodes connect")
-    admin_listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8422), doc="for the operator alone")
+    admin_listen: HttpListen = setting(
+        factory=lambda: HttpListen("127.0.0.1", 8422), doc="for the operator alone"
+    )
     admin_tokens: tuple[AdminToken, ...] = ()
     admit: Literal["staked", "listed"] = setting(
         "staked", doc="staked: nodes bound and staked on chain, and allowed_nodes; listed: allowed_nodes only"
     )
     allowed_nodes: tuple[Address, ...] = setting((), doc="nodes that may join whatever the chain says")
+    allowed_routers: tuple[Address, ...] = setting(
+        (), doc="routers that may join whatever the chain says; others: bound and staked as router"
+    )
+    max_nodes_per_router: int = setting(2048, minimum=1, maximum=65536)
     manifests: dict[str, tuple[Hash, ...]] = setting(
         factory=dict, doc="model name -> the only manifest hashes that may serve it; others: any"
     )
@@ -45,16 +52,41 @@ class HubConfig:
         4096, minimum=1, maximum=1_000_000, doc="reserved per choice where a client sets no max_tokens"
     )
     body_bytes: int = setting(4 * 1024 * 1024, minimum=1024, maximum=16 * 1024 * 1024)
+    form_bytes: int = setting(
+        25 * 1024 * 1024, minimum=1024, maximum=28 * 1024 * 1024, doc="a body with files: sound, images"
+    )
+    bodies_bytes: int = setting(
+        512 * 1024 * 1024, minimum=1024, doc="all large bodies together; more are asked to wait"
+    )
+    idempotency_bytes: int = setting(
+        64 * 1024 * 1024, minimum=0, doc="answers kept for a day for requests with an Idempotency-Key"
+    )
+    idempotency_wait_s: float = setting(
+        30.0, minimum=0.0, maximum=600.0, doc="for a request with the same Idempotency-Key"
+    )
     answer_bytes: int = setting(64 * 1024 * 1024, minimum=1024)
     max_attempts: int = setting(3, minimum=1, maximum=10, doc="nodes that are tried for one call")
     head_timeout_s: float = setting(60.0, minimum=0.05, doc="until a stream begins")
+    answer_head_timeout_s: float = setting(
+        300.0, minimum=0.05, doc="until an answer that is not streamed begins"
+    )
     idle_timeout_s: float = setting(60.0, minimum=0.05, doc="between two pieces of a stream")
     call_timeout_s: float = setting(600.0, minimum=0.05, doc="for an answer that is not streamed")
     queue_timeout_s: float = setting(10.0, minimum=0.0, doc="for a node to have room")
+    credit_wait_s: float = setting(
+        2.0, minimum=0.0, maximum=60.0, doc="for credit that calls in flight hold and may not use"
+    )
     max_waiting: int = setting(1024, minimum=0)
+    routing: Literal["least_loaded", "speed"] = setting(
+        "least_loaded",
+        doc="who gets a call: the node with the most room, or the fastest by its share of load",
+    )
+    routing_by_model: dict[str, Literal["least_loaded", "speed"]] = setting(factory=dict)
+    affinity: bool = setting(True, doc="calls of one session or with one prompt's beginning go to one node")
     max_calls: int = setting(2048, minimum=1)
     max_calls_per_account: int = setting(512, minimum=1)
     max_connections: int = setting(4096, minimum=16)
+    max_tunnels: int = setting(8192, minimum=16, doc="nodes and routers that are connected at a time")
     wrong_keys_per_minute: int = setting(30, minimum=1, doc="failed authentications of one address")
     registry_poll_s: float = setting(
         2.0, minimum=0.1, doc="the least time between two readings of the registry"
@@ -81,8 +113,8 @@ class HubConfig:
         if len(set(names)) != len(names):
             faults.append(Fault("admin_tokens", "two tokens have one name"))
         listens = [self.listen, self.tunnel_listen, self.admin_listen]
-        ports = [(listen.host, listen.port) for listen in listens if listen.port]
-        if len(set(ports)) != len(ports):
+        places = [str(listen) for listen in listens if listen.port]
+        if len(set(places)) != len(places):
             faults.append(Fault("", "listen, tunnel_listen and admin_listen must differ"))
         if self.admit == "listed" and not self.allowed_nodes:
             faults.append(Fault("allowed_nodes", 'is empty, so with admit = "listed" no node may join'))
@@ -97,16 +129,20 @@ class HubConfig:
         )
 
     @property
+    def routing_rules(self) -> RoutingRules:
+        return RoutingRules(self.routing, self.routing_by_model, self.affinity, self.queue_timeout_s)
+
+    @property
     def call_limits(self) -> CallLimits:
         return CallLimits(
             use_first=self.use_first,
             default_output_tokens=self.default_output_tokens,
             max_attempts=self.max_attempts,
             head_timeout_s=self.head_timeout_s,
+            answer_head_timeout_s=self.answer_head_timeout_s,
             idle_timeout_s=self.idle_timeout_s,
             call_timeout_s=self.call_timeout_s,
             answer_bytes=self.answer_bytes,
-            queue_timeout_s=self.queue_timeout_s,
-            max_waiting=self.max_waiting,
+            credit_wait_s=self.credit_wait_s,
             max_calls=self.max_calls,
         )

@@ -8,9 +8,9 @@ from functools import partial
 import structlog
 import trio
 
-from emcd.config import Listen
+from emcd.config import HttpListen, Listen
 from emcd.errors import ConfigError
-from emcd.net.http_exchange import ASGIApp
+from emcd.net.http_exchange import ASGIApp, DirectApp
 from emcd.net.http_limit import Limits
 from emcd.net.http_server import serve_http
 from emcd.net.tls import server_context
@@ -25,13 +25,13 @@ def find_tls(listen: Listen) -> ssl.SSLContext | None:
 
 async def start_http(
     nursery: trio.Nursery,
-    app: ASGIApp,
-    listen: Listen,
+    app: ASGIApp | DirectApp,
+    listen: HttpListen,
     limits: Limits,
     drain: trio.Event,
     log: structlog.stdlib.BoundLogger,
 ) -> int:
-    """Serve an application in the nursery. Returns: the port.
+    """Serve an application in the nursery. Returns: the port, 0 on a unix socket.
 
     Raises: ConfigError EMC-1780 when it can't listen.
     """
@@ -44,6 +44,8 @@ async def start_http(
         app,
         host=listen.host,
         port=listen.port,
+        unix=listen.unix,
+        unix_mode=listen.unix_mode,
         ssl_context=find_tls(listen),
         limits=limits,
         drain=drain,

@@ -40,13 +40,11 @@ class CallMetrics(Collector):
         self._granted = 0
         self._vault = 0
 
-    def count(
-        self, endpoint: str, status: CallStatus, granted_micro: int, vault_micro: int, seconds: float
-    ) -> None:
-        """A call was recorded."""
-        self._calls[endpoint, status] += 1
-        self._granted += granted_micro
-        self._vault += vault_micro
+    def count(self, path: str, status: CallStatus, charge: tuple[int, int], seconds: float) -> None:
+        """A call was recorded. `charge`: granted and vault, in micro-credits."""
+        self._calls[path, status] += 1
+        self._granted += charge[0]
+        self._vault += charge[1]
         self._seconds += seconds
         self._buckets[bisect_left(SECONDS, seconds)] += 1
 

@@ -25,11 +25,17 @@ from emcd_hub.config import HubConfig
 from emcd_hub.in_force import InForce
 from emcd_hub.nodes.board import NodeBoard
 from emcd_hub.nodes.gate import NodeGate
+from emcd_hub.nodes.model_book import ModelBook
+from emcd_hub.nodes.model_keeper import ModelKeeper
+from emcd_hub.nodes.model_row import load_slots
+from emcd_hub.nodes.scheduler import Scheduler
+from emcd_hub.nodes.suspension import SuspensionWatch
 from emcd_hub.records.batcher import Batcher
 from emcd_hub.records.call_row import find_last_seq, sum_by_node
 from emcd_hub.records.receipt_desk import ReceiptDesk
 from emcd_hub.records.unsigned import find_unsigned
 from emcd_hub.rounds.bundle_row import list_facts
+from emcd_hub.routers.gate import RouterGate
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,14 @@ class CallPlane:
     keys: KeyIndex
     office: BillingOffice
     board: NodeBoard
+    scheduler: Scheduler
+    models: ModelBook
+    model_keeper: ModelKeeper
+    suspension: SuspensionWatch
     batcher: Batcher
     desk: ReceiptDesk
     gate: NodeGate
+    routers: RouterGate
     gateway: Gateway
     in_force: InForce
 
@@ -51,7 +62,8 @@ class _Sink:
     """Where the recorder sends record hashes."""
 
     def __init__(self, batcher: Batcher, desk: ReceiptDesk) -> None:
-        self.add = batcher.add
+        self.add_forward = batcher.add_forward
+        self.add_delivery = batcher.add_delivery
         self.expect_receipt = desk.expect
 
 
@@ -67,7 +79,7 @@ async def load_plane(
     keys = KeyIndex()
     office = BillingOffice(ledger=ctx.ledger, clock=ctx.clock, book=book, keys=keys)
     await office.load()
-    board = NodeBoard(in_force.params(ctx.clock.now_ms()).online_window_ms)
+    board = NodeBoard(in_force.params(ctx.clock.now_ms()).online_window_ms, config.max_waiting)
     desk = ReceiptDesk(domain=domain, ledger=ctx.ledger, clock=ctx.clock, keep_ms=keep_ms)
     gate = NodeGate(
         hub=key.address,
@@ -79,6 +91,14 @@ async def load_plane(
         ledger=ctx.ledger,
         clock=ctx.clock,
         bus=ctx.bus,
+        log=ctx.log,
+    )
+    routers = RouterGate(
+        hub=key.address,
+        domain=domain,
+        gate=gate,
+        max_nodes=config.max_nodes_per_router,
+        clock=ctx.clock,
         log=ctx.log,
     )
     batcher = Batcher(signer=key, domain=domain, ledger=ctx.ledger, clock=ctx.clock, notify=gate.notify)
@@ -93,15 +113,42 @@ async def load_plane(
         random_bytes=secrets.token_bytes,
         last_seq=last_seq,
     )
-    gateway = Gateway(
+    now_ms = ctx.clock.now_ms()
+    models = ModelBook(now_ms, await ctx.ledger.read(lambda con: load_slots(con, now_ms)))
+    uniform = random.random
+    scheduler = Scheduler(
         board=board,
+        book=models,
+        rules=config.routing_rules,
+        price_now=recorder.price_now,
+        draw=lambda n: int(uniform() * n),  # a tenth of what randrange takes
+        jitter=uniform,
+    )
+    keeper = ModelKeeper(models=models, ledger=ctx.ledger, clock=ctx.clock)
+    suspension = SuspensionWatch(board=board, ledger=ctx.ledger, clock=ctx.clock, params=clock)
+    gateway = Gateway(
+        scheduler=scheduler,
         book=book,
         recorder=recorder,
         limits=config.call_limits,
         is_open=is_open,
-        draw=random.randrange,
     )
-    return CallPlane(book, keys, office, board, batcher, desk, gate, gateway, in_force)
+    return CallPlane(
+        book,
+        keys,
+        office,
+        board,
+        scheduler,
+        models,
+        keeper,
+        suspension,
+        batcher,
+        desk,
+        gate,
+        routers,
+        gateway,
+        in_force,
+    )
 
 
 async def _restore(ctx: RoleContext, hub: Address, batcher: Batcher, desk: ReceiptDesk, keep_ms: int) -> int:

@@ -10,7 +10,9 @@ daemon, so no table names an instance.
 from __future__ import annotations
 
 from emcd.ledger import Migration
-from emcd_hub.billing.schema import PAYOUTS
+from emcd_hub.billing.schema import KEY_LIMITS, PAYOUTS
+from emcd_hub.nodes.schema import MODEL_SLOTS
+from emcd_hub.records.once_row import ONCE
 from emcd_hub.rounds.schema import ARCHIVE, LISTED
 
 _BILLING = Migration(
@@ -219,4 +221,4 @@ _ROUNDS = Migration(
     """,
 )
 
-MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS, PAYOUTS, ARCHIVE, LISTED)
+MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS, PAYOUTS, ARCHIVE, LISTED, KEY_LIMITS, MODEL_SLOTS, ONCE)

@@ -3,31 +3,38 @@
 Owns the calls in flight. Invariants: no work before the forward record fits the call (this node,
 this hub, this request, now); a call that does not fit gets neither answer nor receipt, since a
 receipt binds the node to the forward; every other call ends with a receipt over exactly the bytes
-that were sent, on disk before the hub sees the end.
+that were sent, on disk before the hub sees the end. That goes for a stream that the hub cancels, too: its
+receipt is over what was sent until then, by what the engine stated, else by `count_cut`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
-import msgspec
 import sha3
 import trio
 
+from emcd.accounting.event_stream import PassingStream, StreamMeter, count_cut
 from emcd.accounting.usage import Usage
 from emcd.clock import Clock
-from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.errors import ProtocolError, RecoverableError, RemoteProtocolError
 from emcd.inference.manifest import model_hash
 from emcd.metrics import counter, gauge
 from emcd.proto.control import CallEnd, CallMeta, ResponseHead, decode_part, encode
-from emcd.proto.openai import ENDPOINTS
+from emcd.proto.openai import ENDPOINTS, Endpoint, RequestError, read_named
 from emcd.proto.params import MAX_CLOCK_SKEW_MS
 from emcd.proto.records import Forward, Receipt, request_hash
-from emcd.types import Address, Hash
+from emcd.proto.tunnel import PIECE_BYTES
+from emcd.types import ZERO_ADDRESS, Address, Hash
 from emcd_node.served_model import CallRequest, Refused, ServedModel, unavailable
 
 _NO_USAGE = Usage(0, 0)
+_LAST_WORD_S = 2.0
+"""How long the receipt of a cancelled stream may take; the hub waits for one second."""
+_LARGE_BYTES = 1 << 20
+"""A body from this size on is hashed beside the loop: a megabyte takes two milliseconds."""
 _CALLS = counter("emcd_node_calls_total", "Calls by the status that was answered.", ("node", "status"))
 _TOKENS = counter("emcd_node_tokens_total", "Tokens by direction.", ("node", "direction"))
 _IN_FLIGHT = gauge("emcd_node_calls_in_flight", "Calls being served.", ("node",))
@@ -43,6 +50,7 @@ class IncomingCall(Protocol):
     async def start(self, head: bytes) -> None: ...
     async def send(self, chunk: bytes) -> None: ...
     async def finish(self, meta: bytes) -> None: ...
+    async def answer(self, head: bytes, body: bytes, end: bytes) -> None: ...
 
 
 class Receipts(Protocol):
@@ -52,33 +60,65 @@ class Receipts(Protocol):
     async def give(self, forward: Forward, receipt: Receipt) -> None: ...
 
 
-class _Named(msgspec.Struct, frozen=True):
-    model: str
-    stream: bool | None = None
-
-
-_named = msgspec.json.Decoder(_Named)
-
-
 class HashedReply:
-    """Sends an answer and hashes what it sends."""
+    """Sends an answer, hashes and meters what it sends. A stream goes out as it comes, all else at the end."""
 
-    def __init__(self, call: IncomingCall) -> None:
+    def __init__(self, call: IncomingCall, meta: CallMeta) -> None:
         self._call = call
+        self._meta = meta
         self._hash = sha3.keccak_256()
+        self._head = b""
+        self._held: list[bytes] = []
+        self._events: PassingStream | None = None
         self.status = 0
+        self.is_live = False
+        """Whether the hub has seen some of it."""
 
     async def start(self, status: int, content_type: str) -> None:
         self.status = status
-        await self._call.start(encode(ResponseHead(status, content_type)))
+        self._head = encode(ResponseHead(status, content_type))
+        if not self._meta.stream or status != 200:
+            return
+        if content_type.startswith("text/event-stream"):
+            self._events = PassingStream(ENDPOINTS[self._meta.path])
+        await self._call.start(self._head)
+        self.is_live = True
 
     async def send(self, piece: bytes) -> None:
-        self._hash.update(piece)
-        await self._call.send(piece)
+        if not self.is_live:
+            self._held.append(piece)
+            self._hash.update(piece)
+            return
+        for at in range(0, len(piece), PIECE_BYTES):
+            part = piece[at : at + PIECE_BYTES]
+            await self._call.send(part)
+            self._hash.update(part)
+            if self._events is not None:
+                self._events.feed(part)
+
+    def end_events(self) -> StreamMeter:
+        assert self._events is not None, "not an event stream"
+        self._events.end()
+        return self._events.meter
+
+    @property
+    def counted(self) -> Usage:
+        """What was used by the bytes sent so far, which the hub counts alike."""
+        if self._events is None:
+            return _NO_USAGE
+        meter = self._events.meter
+        return count_cut(ENDPOINTS[self._meta.path], self._call.body, meter.usage, meter.produced)
 
     async def refuse(self, refusal: Refused) -> None:
         await self.start(refusal.status, "application/json")
         await self.send(refusal.body())
+
+    async def finish(self, end: bytes) -> None:
+        """Send what was held, and the call's last word."""
+        if self.is_live:
+            await self._call.finish(end)
+        else:
+            await self._call.answer(self._head, b"".join(self._held), end)
 
     def response_hash(self) -> Hash:
         return Hash(self._hash.digest())
@@ -111,47 +151,66 @@ class CallServer:
         self.refusing = False
         self.clock_complaint = ""
 
-    async def serve(self, call: IncomingCall) -> None:
-        """Serve one call to its end.
+    async def serve(self, call: IncomingCall, router: Address = ZERO_ADDRESS) -> None:
+        """Serve one call to its end; it came through that router, or from the hub itself.
 
-        Raises: RemoteProtocolError EMC-1498, EMC-2001, 2002, 2003 before any work; RecoverableError
+        Raises: RemoteProtocolError EMC-1498, EMC-2001, 2002, 2003, 2015 before any work; RecoverableError
         when the answer broke off or took too long. The tunnel tells the hub the code.
-        Cancellation: the work is stopped, and there is no receipt.
+        Cancellation: the work is stopped; a stream that had begun ends with a receipt over what was sent.
         """
         started_at_ms = self._clock.now_ms()
         meta = decode_part(call.meta, CallMeta)
-        self._require_fitting(meta, call.body, started_at_ms)
+        if meta.forward.router != router:  # the receipt would countersign another router's work
+            raise RemoteProtocolError("EMC-2015", f"it names {meta.forward.router}, it came through {router}")
+        await self._require_fitting(meta, call.body, started_at_ms)
         self._receipts.claim_call(meta.forward.call_id)
-        reply = HashedReply(call)
+        reply = HashedReply(call, meta)
         self.in_flight += 1
         _IN_FLIGHT.labels(self._node).inc()
+        end = b""
         try:
             usage = await self._answer_in_time(meta, call.body, reply)
-            receipt = Receipt(
-                forward_hash=meta.forward.struct_hash(),
-                response_hash=reply.response_hash(),
-                http_status=reply.status,
-                input_tokens=usage.input_tokens,
-                output_tokens=usage.output_tokens,
-                started_at_ms=started_at_ms,
-                finished_at_ms=max(started_at_ms, self._clock.now_ms()),
-            )
-            await self._receipts.give(meta.forward, receipt)
-            await call.finish(encode(CallEnd(receipt)))
+            end = await self._give_receipt(meta, reply, usage, started_at_ms)
+            await reply.finish(end)
+        except trio.Cancelled:
+            if reply.is_live:
+                with (
+                    trio.move_on_after(_LAST_WORD_S, shield=True),
+                    suppress(RecoverableError, ProtocolError),  # the tunnel is gone: nobody listens
+                ):
+                    end = end or await self._give_receipt(meta, reply, reply.counted, started_at_ms)
+                    await reply.finish(end)
+            raise
         finally:
             self.in_flight -= 1
             _IN_FLIGHT.labels(self._node).dec()
             self._idle.unpark_all()
+
+    async def _give_receipt(
+        self, meta: CallMeta, reply: HashedReply, usage: Usage, started_at_ms: int
+    ) -> bytes:
+        """Put the call's receipt on disk. Returns: the call's last word."""
+        receipt = Receipt(
+            forward_hash=meta.forward.struct_hash(),
+            response_hash=reply.response_hash(),
+            http_status=reply.status,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            started_at_ms=started_at_ms,
+            finished_at_ms=max(started_at_ms, self._clock.now_ms()),
+        )
+        await self._receipts.give(meta.forward, receipt)
         _CALLS.labels(self._node, str(reply.status)).inc()
         _TOKENS.labels(self._node, "input").inc(usage.input_tokens)
         _TOKENS.labels(self._node, "output").inc(usage.output_tokens)
+        return encode(CallEnd(receipt))
 
     async def wait_idle(self) -> None:
         """Wait until no call is in flight."""
         while self.in_flight:
             await self._idle.park()
 
-    def _require_fitting(self, meta: CallMeta, body: bytes, now_ms: int) -> None:
+    async def _require_fitting(self, meta: CallMeta, body: bytes, now_ms: int) -> None:
         forward = meta.forward
         if forward.node != self._node:
             raise RemoteProtocolError("EMC-2001", f"it names node {forward.node}, this is {self._node}")
@@ -159,8 +218,10 @@ class CallServer:
             raise RemoteProtocolError("EMC-2001", f"it names hub {forward.hub}, ours is {self._hub}")
         if len(forward.call_id) != 16:
             raise RemoteProtocolError("EMC-2001", f"a call id of {len(forward.call_id)} bytes")
-        if request_hash(meta.path, body) != forward.request_hash:
-            raise RemoteProtocolError("EMC-2001", "its request hash is not that of path and body")
+        if await _hash_request(meta, body) != forward.request_hash:
+            raise RemoteProtocolError(
+                "EMC-2001", "its request hash is not that of path, body and content type"
+            )
         apart_ms = now_ms - forward.started_at_ms
         if abs(apart_ms) > MAX_CLOCK_SKEW_MS:
             self.clock_complaint = f"the hub's clock and this node's are {apart_ms / 1000:.0f} s apart"
@@ -193,21 +254,27 @@ class CallServer:
                 code="model_not_found",
                 param="model",
             )
-        fault = _check_body(meta, body)
+        fault = _check_body(endpoint, meta, body)
         if fault is not None:
             return fault
-        return await model.answer(CallRequest(endpoint, meta.model, body, meta.stream), reply)
+        return await model.answer(
+            CallRequest(endpoint, meta.model, body, meta.stream, meta.content_type), reply
+        )
 
 
-def _check_body(meta: CallMeta, body: bytes) -> Refused | None:
+async def _hash_request(meta: CallMeta, body: bytes) -> Hash:
+    if len(body) < _LARGE_BYTES:
+        return request_hash(meta.path, body, meta.content_type)
+    return await trio.to_thread.run_sync(request_hash, meta.path, body, meta.content_type)
+
+
+def _check_body(endpoint: Endpoint, meta: CallMeta, body: bytes) -> Refused | None:
     try:
-        named = _named.decode(body)
-    except msgspec.ValidationError as exc:
-        return Refused(400, "EMC-2005", str(exc))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        return Refused(400, "EMC-2005", f"the body is not JSON: {exc}")
-    if named.model != meta.model:
+        model, stream = read_named(endpoint, body, meta.content_type)
+    except RequestError as exc:
+        return Refused(400, "EMC-2005", exc.detail, param=exc.param)
+    if model != meta.model:
         return Refused(400, "EMC-2005", "the body names another model than the call", param="model")
-    if bool(named.stream) != meta.stream:
+    if stream != meta.stream:
         return Refused(400, "EMC-2005", "the body's stream is not the call's", param="stream")
     return None

@@ -1,37 +1,51 @@
 """A model behind an external engine: relayed, not looked into but for its usage.
 
 Owns one engine's health and the relay. Invariants: bytes of an answer and of a stream pass
-unchanged; what reaches the hub as a stream has ended properly, or the call fails; an engine's
-refusal of the operator (401, 403, 404, 429) is the node's fault, never the client's; where the
-engine stands is told to the operator alone.
+unchanged; what reaches the hub as a stream has ended as its API ends streams, and without an error of
+the engine's in it, or the call fails; an engine's refusal of the operator (401, 403, 404, 429) is the
+node's fault, never the client's; where the engine stands is told to the operator alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 import trio
 
-from emcd.accounting.usage import StreamUsage, Usage, read_usage
+from emcd.accounting.usage import Usage, read_usage
 from emcd.errors import RecoverableError
 from emcd.inference.engine import Engine, EngineAnswer
-from emcd.inference.manifest import EngineManifest
+from emcd.inference.manifest import make_engine_manifest
 from emcd.log import get_logger
+from emcd.proto.openai_media import find_answer_type
+from emcd.proto.openai_shape import BASIC_ENDPOINTS, JSON, Endpoint
 from emcd_node.served_model import CallRequest, Refused, Reply, unavailable
 
 PROBE_INTERVAL_S = 10.0
 _RELAYED_REFUSALS = frozenset((400, 413, 422))
 _AWAY, _LATE = "EMC-1301", "EMC-1302"
 _ENGINE_FAULTS = frozenset(f"EMC-13{number:02d}" for number in range(1, 9))
-_END_MARK = b"data: [DONE]"
-_TAIL_BYTES = 64
+EVENT_STREAM = "text/event-stream"
 _NO_USAGE = Usage(0, 0)
 
 
 class EngineModel:
     """One model of one engine."""
 
-    def __init__(self, name: str, engine: Engine) -> None:
-        self.manifest = EngineManifest(name=name)
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        endpoints: Collection[Endpoint] = BASIC_ENDPOINTS,
+        *,
+        quantization: str = "",
+        context_tokens: int = 0,
+    ) -> None:
+        self.manifest = make_engine_manifest(
+            name, endpoints, quantization=quantization, context_tokens=context_tokens
+        )
+        self._endpoints = frozenset(endpoints)
         self._engine = engine
         self._log = get_logger(role="node")
         self._complaint = f"{name}: the engine was not asked yet"
@@ -69,18 +83,26 @@ class EngineModel:
         Raises: RecoverableError when the engine or its stream breaks after the head.
         Cancellation: the connection to the engine is closed, which stops its work.
         """
+        if request.endpoint not in self._endpoints:
+            return Refused(
+                404,
+                "EMC-2004",
+                f"{self.manifest.name} is not served at {request.endpoint.path}",
+                code="not_found",
+            )
         if self._complaint:
             return unavailable("EMC-2007", f"the engine of {self.manifest.name} is away")
         head_sent = False
         try:
-            async with self._engine.open_call(request.endpoint, request.body) as answer:
-                refusal = await _check_head(answer, request.stream)
-                if refusal is not None:
-                    return refusal
+            opened = self._engine.open_call(request.endpoint, request.body, request.content_type)
+            async with opened as answer:
+                kind = await _judge_head(answer, request)
+                if isinstance(kind, Refused):
+                    return kind
                 if not request.stream:
-                    return await _relay_whole(answer, reply)
+                    return await _relay_whole(answer, kind, reply)
                 head_sent = True
-                return await _relay_stream(answer, reply)
+                return await _relay_pieces(answer, kind, reply)
         except RecoverableError as exc:
             name = self.manifest.name
             if exc.code not in _ENGINE_FAULTS:
@@ -93,13 +115,24 @@ class EngineModel:
             return _bad_gateway(f"the engine failed ({exc.code})", 504 if exc.code == _LATE else 502)
 
 
-async def _check_head(answer: EngineAnswer, stream: bool) -> Refused | None:
-    kind = answer.content_type.partition(";")[0].strip().lower()
+async def _judge_head(answer: EngineAnswer, request: CallRequest) -> str | Refused:
+    """The content type under which the answer is passed on."""
     if answer.status == 200:
-        expected = "text/event-stream" if stream else "application/json"
-        if kind == expected:
-            return None
-        return _bad_gateway(f"the engine answers {kind or 'nothing'} instead of {expected}")
+        kind = find_answer_type(request.endpoint, answer.content_type)
+        if request.endpoint is Endpoint.SPEECH:
+            is_right = kind not in ("", JSON)
+        elif request.stream:
+            is_right = kind == EVENT_STREAM
+        else:
+            is_right = kind not in ("", EVENT_STREAM)
+        if is_right:
+            return kind
+        expected = (
+            "a sound" if request.endpoint is Endpoint.SPEECH else EVENT_STREAM if request.stream else JSON
+        )
+        return _bad_gateway(
+            f"the engine answers {answer.content_type[:80] or 'nothing'} instead of {expected}"
+        )
     if answer.status in _RELAYED_REFUSALS:
         return _client_error(answer.status, await answer.read())
     return _bad_gateway(f"the engine answers {answer.status}", 503 if answer.status in (429, 503) else 502)
@@ -109,12 +142,12 @@ def _bad_gateway(message: str, status: int = 502) -> Refused:
     return unavailable("EMC-2007", message, status)
 
 
-async def _relay_whole(answer: EngineAnswer, reply: Reply) -> Usage | Refused:
+async def _relay_whole(answer: EngineAnswer, kind: str, reply: Reply) -> Usage | Refused:
     body = await answer.read()
-    usage = read_usage(body)
-    if usage is None and not _is_object(body):
+    usage = read_usage(body) if kind == JSON else None
+    if kind == JSON and usage is None and not _is_object(body):
         return _bad_gateway("the engine's answer is not a JSON object")
-    await reply.start(200, "application/json")
+    await reply.start(200, kind)
     await reply.send(body)
     return usage or _NO_USAGE
 
@@ -126,16 +159,18 @@ def _is_object(body: bytes) -> bool:
         return False
 
 
-async def _relay_stream(answer: EngineAnswer, reply: Reply) -> Usage:
-    usage, tail = StreamUsage(), b""
-    await reply.start(200, "text/event-stream")
+async def _relay_pieces(answer: EngineAnswer, kind: str, reply: Reply) -> Usage:
+    await reply.start(200, kind)
     async for piece in answer.pieces:
-        usage.feed(piece)
-        tail = (tail + piece)[-_TAIL_BYTES:]
         await reply.send(piece)
-    if not tail.rstrip().endswith(_END_MARK):
-        raise RecoverableError("EMC-2007", "the engine's stream stopped without its end mark")
-    return usage.usage or _NO_USAGE
+    if kind != EVENT_STREAM:
+        return _NO_USAGE
+    meter = reply.end_events()
+    if meter.failed:
+        raise RecoverableError("EMC-2007", "the engine reports an error in its stream")
+    if not meter.ended:
+        raise RecoverableError("EMC-2007", "the engine's stream stopped without its end")
+    return meter.usage or _NO_USAGE
 
 
 class _ErrorFields(msgspec.Struct, frozen=True):

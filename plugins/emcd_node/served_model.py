@@ -11,9 +11,10 @@ from typing import Protocol
 
 import trio
 
+from emcd.accounting.event_stream import StreamMeter
 from emcd.accounting.usage import Usage
 from emcd.inference.manifest import Manifest
-from emcd.proto.openai import Endpoint, error_body
+from emcd.proto.openai_shape import JSON, Endpoint, error_body
 
 
 @dataclass(frozen=True)
@@ -51,14 +52,21 @@ class CallRequest:
     model: str
     body: bytes
     stream: bool
+    content_type: str = JSON
 
 
 class Reply(Protocol):
-    """Where an answer goes; a head first, then pieces."""
+    """Where an answer goes; a head first, then pieces. It reads a stream's events as they are sent."""
 
     async def start(self, status: int, content_type: str) -> None: ...
 
-    async def send(self, piece: bytes) -> None: ...
+    async def send(self, piece: bytes) -> None:
+        """Cancellation: what was not sent by then is neither metered nor receipted."""
+        ...
+
+    def end_events(self) -> StreamMeter:
+        """What an event stream said, once all of it was sent."""
+        ...
 
 
 class ServedModel(Protocol):
@@ -81,6 +89,8 @@ class ServedModel(Protocol):
 
     async def answer(self, request: CallRequest, reply: Reply) -> Usage | Refused:
         """Serve one call. Refused: nothing was written.
+
+        Cancellation: the work is stopped; what the reply has sent by then is receipted by the caller.
 
         Raises: RecoverableError when it broke off after the head.
         """

@@ -31,9 +31,11 @@ from tests.support.process import ROOT, DaemonProcess, make_environment, run_emc
 
 CONF = ROOT / "conf"
 MODEL = "all-MiniLM-L6-v2"
-KEY_OF = {"hub": "hub", "node": "node-1", "settler": "settler", "validator": "validator-1"}
+KEY_OF = {
+    "hub": "hub", "node": "node-1", "router": "router-1", "settler": "settler", "validator": "validator-1",
+}  # fmt: skip
 """By deployment file: whose key of the devnet it runs with."""
-STARTED = ("devchain", "hub", "node", "validator", "settler")
+STARTED = ("devchain", "hub", "router", "node", "validator", "settler")
 SINGLE = sorted(path.stem for path in CONF.glob("*.toml") if path.stem != "devnet")
 
 
@@ -135,7 +137,7 @@ def test_check_of_the_devnets_file_finds_no_fault(site: Site) -> None:
     found = check(CONF / "devnet.toml", daemon_variables(site.layout))
 
     assert (found["faults"], found["notes"]) == ([], [])
-    assert len(found["roles"]) == 11
+    assert len(found["roles"]) == 12
 
 
 def test_every_conf_file_is_run_by_a_test() -> None:
@@ -190,7 +192,7 @@ def town(site: Site) -> Iterator[tuple[Town, str]]:
     made = Town(site)
     try:
         made.start("devchain")
-        made.start("hub", "node")
+        made.start("hub", "router", "node")
         key = provision(site)
         made.start("validator", "settler")
         yield made, key

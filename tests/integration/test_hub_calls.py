@@ -12,6 +12,7 @@ import trio
 
 from emcd.accounting.receipt import check_receipt
 from emcd.net.http_client import request
+from emcd.proto.control import ResponseHead, encode
 from emcd.proto.hashing import keccak
 from emcd.proto.openai import ENDPOINTS, read_request
 from emcd.proto.records import CallStatus
@@ -80,7 +81,7 @@ async def test_receipt_of_another_account_is_not_found(tmp_path: Path) -> None:
         await world.add_node(StubNode(node_key(0)))
         call_id = (await post(world)).headers["x-emc-call-id"]
         other = await world.plane.office.create_account("other")
-        stranger = await world.plane.office.create_key(other.account_id, "")
+        stranger = await world.plane.office.keys.create_key(other.account_id, "")
         headers = {"authorization": f"Bearer {stranger.secret}"}
         answer = await request("GET", f"{world.url}/v1/calls/{call_id}/receipt", headers=headers)
         assert answer.status == 404
@@ -225,7 +226,7 @@ async def test_caller_without_credit_in_line_holds_up_nobody(tmp_path: Path) -> 
     async with running_world(tmp_path) as world:
         await world.add_node(StubNode(node_key(0), capacity=1, answer=until_told))
         poor = await world.plane.office.create_account("poor")
-        poor_key = await world.plane.office.create_key(poor.account_id, "")
+        poor_key = await world.plane.office.keys.create_key(poor.account_id, "")
         statuses: list[int] = []
 
         async def ask(**headers: str) -> None:
@@ -243,7 +244,7 @@ async def test_caller_without_credit_in_line_holds_up_nobody(tmp_path: Path) -> 
         assert sorted(statuses) == [200, 200, 429]
 
 
-async def test_busy_nodes_answer_503_after_the_queue_time(tmp_path: Path) -> None:
+async def test_busy_nodes_answer_429_after_the_queue_time(tmp_path: Path) -> None:
     async def stuck(node: StubNode, call: Any, meta: Any) -> None:
         await trio.sleep_forever()
 
@@ -253,9 +254,36 @@ async def test_busy_nodes_answer_503_after_the_queue_time(tmp_path: Path) -> Non
             nursery.start_soon(post, world)
             await world.until(lambda: world.plane.gateway.active == 1)
             answer = await post(world)
-            assert answer.status == 503
+            assert answer.status == 429
             assert answer.json()["error"]["code"] == "overloaded"
+            assert int(answer.headers["retry-after"]) >= 1
             nursery.cancel_scope.cancel()
+
+
+async def test_one_accounts_calls_never_fill_the_line_for_others(tmp_path: Path) -> None:
+    """What waits counts among the account's calls, and goes when its client does."""
+
+    async def hang(node: StubNode, call: Any, meta: Any) -> None:
+        await trio.sleep_forever()
+
+    refused = []
+    async with running_world(tmp_path, max_waiting=20, max_calls_per_account=8) as world:
+        await world.add_node(StubNode(node_key(0), capacity=3, answer=hang))
+        account = world.plane.book.find(world.account_id)
+
+        async def ask() -> None:
+            answer = await post(world)
+            refused.append((answer.status, answer.json()["error"]["emc_code"]))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(ask)
+            await world.until(lambda: len(refused) == 22)
+            assert set(refused) == {(429, "EMC-1706")}
+            assert (account.calls, account.waiting, world.plane.board.line.waiting) == (3, 5, 5)
+            nursery.cancel_scope.cancel()
+        await world.until(lambda: world.plane.gateway.active == 0)
+        assert (account.calls, account.waiting) == (0, 0)
 
 
 async def test_insufficient_credit_is_openais_quota_error(tmp_path: Path) -> None:
@@ -354,5 +382,29 @@ async def test_revoked_key_is_refused_at_once(tmp_path: Path) -> None:
         await world.add_node(StubNode(node_key(0)))
         (key_id,) = (await world.rows("SELECT key_id FROM hub_api_keys"))[0]
         assert (await post(world)).status == 200
-        await world.plane.office.revoke_key(key_id)
+        await world.plane.office.keys.revoke_key(key_id)
         assert (await post(world)).status == 401
+
+
+async def test_engine_that_never_begins_to_answer_is_noticed_and_another_node_asked(tmp_path: Path) -> None:
+    async def dead(node: StubNode, call: Any, meta: Any) -> None:
+        await trio.sleep_forever()
+
+    async with running_world(tmp_path, answer_head_timeout_s=0.1, call_timeout_s=60.0) as world:
+        await world.add_node(StubNode(node_key(0), capacity=999, answer=dead))
+        good = await world.add_node(StubNode(node_key(1), capacity=1))
+        answer = await post(world)
+        assert (answer.status, answer.headers["x-emc-node"]) == (200, good.key.address)
+
+
+async def test_answer_that_has_begun_has_the_time_of_a_whole_call(tmp_path: Path) -> None:
+    async def slow(node: StubNode, call: Any, meta: Any) -> None:
+        body = embedding_body()
+        await call.start(encode(ResponseHead(200, "application/json")))
+        await trio.sleep(0.8)
+        await call.send(body)
+        await node.finish(call, meta, keccak(body), 200, (5, 0))
+
+    async with running_world(tmp_path, answer_head_timeout_s=0.1, call_timeout_s=60.0) as world:
+        await world.add_node(StubNode(node_key(0), answer=slow))
+        assert (await post(world)).status == 200

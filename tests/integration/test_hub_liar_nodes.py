@@ -282,7 +282,7 @@ async def test_node_that_comes_with_ever_new_models_is_held_back(tmp_path: Path)
             await node.send_status()
         await world.until(lambda: len(node.notices) == 5)
         assert {notice.code for notice in node.notices} == {"EMC-1729"}
-        assert len(world.plane.board._last_seen_ms) == 3 * 8
+        assert len(world.plane.board._known) == 8
         assert node.link is not None
         assert not node.link.closed.is_set()
 

@@ -179,7 +179,7 @@ async def test_client_that_leaves_pays_for_no_empty_events_and_no_more_than_its_
         await trio.sleep_forever()
 
     async with running_world(tmp_path, granted_micro=10**9) as world:
-        for fields, tokens in ({}, 30), ({"max_tokens": 5}, 5):
+        for fields, output in ({}, 30), ({"max_tokens": 5}, 5):
             node = await world.add_node(StubNode(node_key(0), answer=padded))
             headers = {"authorization": f"Bearer {world.api_key}"}
             body = msgspec.json.encode(chat(**fields))
@@ -191,7 +191,7 @@ async def test_client_that_leaves_pays_for_no_empty_events_and_no_more_than_its_
             await world.until(lambda: world.plane.gateway.active == 0)
             delivery = await last_delivery(world)
             assert delivery.status == CallStatus.CANCELLED
-            assert delivery.credits_micro == tokens * 10_000
+            assert delivery.credits_micro == (len(node.bodies[0]) // 6 + output) * 10_000
             node.scope.cancel()
             await world.until(lambda: world.plane.board.is_empty)
 

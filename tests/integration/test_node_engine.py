@@ -17,6 +17,7 @@ from emcd.errors import RecoverableError
 from emcd.inference.manifest import EngineManifest, model_hash
 from emcd.ledger import Ledger
 from emcd.proto.control import CallEnd, decode_part, encode
+from emcd.proto.records import request_hash
 from emcd.role import HealthState
 from emcd.testing import make_context, running_role, temporary_ledger
 from emcd_node import engine_model, queries
@@ -40,6 +41,13 @@ KEY = KeyFile(Path("node.json"))
 MODEL = EngineManifest(name="m")
 USAGE = {"prompt_tokens": 11, "completion_tokens": 4, "total_tokens": 15}
 
+SPEECH, HEARD, RESPONSES = "/v1/audio/speech", "/v1/audio/transcriptions", "/v1/responses"
+SPOKEN = b'{"model":"m","input":"x","voice":"v"}'
+ASKED = b'{"model":"m","input":"x"}'
+FORM = (
+    b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+    b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nsound\r\n--B--\r\n'
+)
 COMPLAINT = b'{"error":{"message":"bad temperature","type":"t","param":"temperature"}}'
 
 
@@ -146,6 +154,45 @@ async def test_engine_answers_a_stream_request_whole_is_its_fault(node_ledger: L
     async with running_network(node_ledger, [answer(200, b"{}")]) as (hub, _, _engine):
         got = await _call(hub, stream=True)
         assert (got.status, got.content_type) == (502, "application/json")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pieces", "status", "content_type"),
+    [
+        (SPEECH, SPOKEN, [answer(200, b"ID3", "audio/mpeg")], 200, "audio/mpeg"),
+        (SPEECH, SPOKEN, [answer(200, b"{}")], 502, "application/json"),
+        (SPEECH, SPOKEN, [answer(200, b"<html>", "text/html")], 502, "application/json"),
+        (HEARD, FORM, [answer(200, b"a", "text/plain")], 200, "text/plain"),
+        (HEARD, FORM, [answer(200, b"a", "text/html")], 502, "application/json"),
+        (HEARD, FORM, [answer(200, b"[1]")], 502, "application/json"),
+        (RESPONSES, ASKED, [answer(200, b"{}")], 404, "application/json"),  # not among its endpoints
+    ],
+)
+async def test_engine_answers_of_other_endpoints_are_what_they_may_be(
+    node_ledger: Ledger, path: str, body: bytes, pieces: Sequence[bytes], status: int, content_type: str
+) -> None:
+    endpoints = ("speech", "transcriptions")
+    manifest = EngineManifest(name="m", endpoints=endpoints)
+    async with running_network(node_ledger, [], endpoints=endpoints) as (hub, _, engine):
+        engine.answers[path] = pieces
+        kind = "multipart/form-data; boundary=B" if path == HEARD else "application/json"
+        hashed = request_hash(path, body, kind)
+        meta = make_meta(body, path=path, manifest=manifest, stream=path == SPEECH, request_hash=hashed)
+        meta = msgspec.structs.replace(meta, content_type=kind)
+        got = (await hub.call(body, meta)).require_sound()
+        assert (got.status, got.content_type) == (status, content_type)
+        assert (got.end.receipt.input_tokens, got.end.receipt.output_tokens) == (0, 0)
+        if status == 200:
+            assert (engine.seen[-1].body, engine.seen[-1].headers["content-type"]) == (body, kind)
+
+
+async def test_engine_error_in_a_stream_passes_and_fails_the_call(node_ledger: Ledger) -> None:
+    pieces = sse({"choices": [1]}, {"error": {"message": "out of memory"}})
+    async with running_network(node_ledger, pieces) as (hub, _, _engine):
+        meta = make_meta(_chat(True), path=CHAT, manifest=MODEL, stream=True)
+        with pytest.raises(RecoverableError) as caught:
+            await hub.call(_chat(True), meta)
+        assert caught.value.code == "EMC-2007"
 
 
 async def test_engine_complaint_keeps_its_message_and_field(node_ledger: Ledger) -> None:

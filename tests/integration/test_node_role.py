@@ -20,14 +20,15 @@ from emcd.inference.embedder import REFERENCE, Embedder, EmbedResult
 from emcd.inference.manifest import decode_manifest, model_hash
 from emcd.inference.minilm import MINILM_MANIFEST, MINILM_NAME, ModelFiles
 from emcd.ledger import Ledger
-from emcd.proto.control import NoticeMessage, ProofMessage, StatusMessage, encode
+from emcd.proto.control import NoticeMessage, ProofMessage, StatusMessage, StatusRequest, encode
 from emcd.proto.merkle import build_proof, build_tree, record_leaf
 from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root
 from emcd.proto.signing import require_signer
 from emcd.role import HealthState
 from emcd.testing import make_context, make_key, running_role, temporary_ledger
+from emcd.types import ZERO_ADDRESS
 from emcd_node import queries
-from emcd_node.config import ModelConfig, NodeConfig
+from emcd_node.config import ModelConfig, NodeConfig, RouterRef
 from emcd_node.role import SPEC, NodeRole
 from emcd_node.schema import MIGRATIONS
 from tests.support.inference_model import fp32_files, int8_files, shared_models_dir
@@ -343,3 +344,57 @@ async def test_node_chat_with_an_embedding_model_is_refused(
         answer = (await hub.call(body, path=CHAT)).require_sound()
         assert answer.status == 400
         assert answer.json()["error"]["param"] == "model"
+
+
+async def test_node_behind_a_router_says_so_and_serves_only_calls_that_name_it(node_ledger: Ledger) -> None:
+    """The hub here is the router's end of the tunnel, with the router's key."""
+    router = make_key("router")
+    async with running_hub(key=router) as end:
+        routers = (RouterRef(end.url, router.address),)
+        async with running_node(node_ledger, "", routers=routers) as node:
+            body = _embeddings(input="hello")
+            answer = await end.call(body, router=router.address)
+            assert answer.require_sound().status == 200
+            for named in (ZERO_ADDRESS, HUB_KEY.address):
+                with pytest.raises(RecoverableError, match="EMC-2015"):
+                    await end.call(body, router=named)
+
+            assert end.statuses[0].status.hub == HUB_KEY.address
+            health = node.health()
+            assert health.state is HealthState.READY
+            assert health.reason == f"through router {router.address} at {end.url}"
+
+
+async def test_node_that_is_asked_for_a_status_begins_anew(node_ledger: Ledger) -> None:
+    """A router's hub has forgotten the node: manifests and the last batches once more."""
+    router = make_key("router")
+    async with running_hub(key=router) as end:
+        routers = (RouterRef(end.url, router.address),)
+        async with running_node(node_ledger, "", routers=routers, status_interval_ms=60_000):
+            await end.call(_embeddings(input="hello"), router=router.address)
+            await end.until(lambda: len(end.batches) == 1)
+            assert end.peer is not None
+            await end.peer.send_control(encode(StatusRequest()))
+
+            await end.until(lambda: len(end.batches) == 2)
+            assert [bool(message.manifests) for message in end.statuses] == [True, True]
+            assert end.batches[0].record_hashes == end.batches[1].record_hashes
+
+
+async def test_routers_from_the_chain_need_a_chain(node_ledger: Ledger) -> None:
+    with pytest.raises(ConfigError, match="EMC-2016"):
+        async with running_node(node_ledger, "", routers_from_chain=True):
+            pass
+
+
+def test_routers_are_named_once_and_reached_by_tls_off_this_machine() -> None:
+    near = RouterRef("ws://127.0.0.1:8431", make_key("a").address)
+    far = RouterRef("wss://router.example:8431", make_key("b").address)
+    assert _config("", routers=(near, far)).check() == []
+    assert [fault.code for fault in _config("").check()] == ["EMC-2011"]
+    assert [fault.code for fault in _config("", routers=(near, near)).check()] == ["EMC-2011"]
+    hub = RouterRef("wss://router.example:8431", HUB_KEY.address)
+    assert [fault.code for fault in _config("", routers=(hub,)).check()] == ["EMC-2011"]
+    assert [fault.code for fault in RouterRef("ws://router.example:8431", far.address).check()] == [
+        "EMC-2011"
+    ]

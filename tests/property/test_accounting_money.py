@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emcd.accounting.emission import CAP_WEI, cumulative_wei, issue_wei
+from emcd.accounting.event_stream import PassingStream, count_cut
 from emcd.accounting.price import affordable_output_tokens_floor, charge_call_ceil, reservation_ceil
 from emcd.accounting.settlement import split_rewards
-from emcd.accounting.usage import StreamUsage
 from emcd.accounting.verdict import NumericClass, judge
 from emcd.proto.address import address_bytes, address_from_bytes
 from emcd.proto.messages import Verdict
+from emcd.proto.openai_shape import Endpoint
 from emcd.proto.params import ModelPrice
 from emcd.types import Address
 from tests.support import second_implementation as second
@@ -26,6 +27,18 @@ ISSUES = st.one_of(st.integers(0, 10), st.integers(0, 10**26))
 ROUNDS = st.integers(0, 10_100_000)
 PRICES = st.builds(ModelPrice, st.integers(0, 10**12), st.integers(0, 10**12), st.integers(0, 10**6))
 TOKENS = st.integers(0, 10**7)
+STREAM_EVENTS = [
+    b'data: {"choices":[{"index":0}]}\n\n',
+    b': "choices"\n\n',
+    b'event: x\ndata: {"choices":[]}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
+    b'data: {"choices":[1],"usage":null}\n\n',
+    b'data: {"error":null,"choices":[1]}\n\n',
+    b'data: {"error":{"message":"x"}}\n\n',
+    b'data: {"type":"response.output_text.delta","delta":"[DONE]"}\n\n',
+    b'data: {"type":"response.completed","response":{"usage":{"input_tokens":3,"output_tokens":4}}}\n\n',
+    b"data: [DONE]\n\n",
+]
 
 
 @given(ISSUES, WEIGHTS)
@@ -104,12 +117,41 @@ def test_affordable_tokens_fit_the_budget_and_one_more_does_not(
         assert charge_call_ceil(price, inputs, tokens) <= budget < charge_call_ceil(price, inputs, tokens + 1)
 
 
-@given(st.lists(st.binary(max_size=200)))
-def test_stream_usage_survives_garbage(chunks: list[bytes]) -> None:
-    reader = StreamUsage()
+@given(st.sampled_from(Endpoint), st.lists(st.binary(max_size=200)))
+def test_passing_stream_survives_garbage(endpoint: Endpoint, chunks: list[bytes]) -> None:
+    stream = PassingStream(endpoint)
     for chunk in chunks:
-        reader.feed(b"data: " + chunk)
-    assert reader.usage is None or reader.usage.input_tokens >= 0
+        stream.feed(b"data: " + chunk)
+    stream.end()
+    usage = count_cut(endpoint, b"".join(chunks), stream.meter.usage, stream.meter.produced)
+    assert usage.input_tokens >= 0 and usage.output_tokens >= 0
+
+
+@given(
+    st.sampled_from([Endpoint.CHAT, Endpoint.RESPONSES]),
+    st.lists(st.sampled_from(STREAM_EVENTS), max_size=12),
+    st.lists(st.integers(1, 40), max_size=30),
+)
+def test_passing_stream_counts_the_same_however_it_is_cut(
+    endpoint: Endpoint, events: list[bytes], cuts: list[int]
+) -> None:
+    data = b"".join(events)
+    whole, cut = PassingStream(endpoint), PassingStream(endpoint)
+    for event in events:
+        whole.feed(event)
+    at = 0
+    for size in [*cuts, len(data)]:
+        cut.feed(data[at : at + size])
+        at += size
+    for stream in (whole, cut):
+        stream.end()
+    one, other = whole.meter, cut.meter
+    assert (one.usage, one.produced, one.ended, one.failed) == (
+        other.usage,
+        other.produced,
+        other.ended,
+        other.failed,
+    )
 
 
 @given(

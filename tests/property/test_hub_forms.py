@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emcd.accounting.event_stream import EventSplitter, StreamMeter
 from emcd.errors import RemoteProtocolError
 from emcd.proto.json_form import from_json, to_json
 from emcd.proto.openai import Endpoint, RequestError, read_request
@@ -17,7 +18,6 @@ from emcd.testing import make_key
 from emcd_hub.billing.keys import KeyIndex
 from emcd_hub.billing.secret import hash_secret
 from emcd_hub.bootstrap import make_api_key
-from emcd_hub.calls.sse import EventSplitter, classify_event
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),
@@ -84,10 +84,11 @@ def test_splitting_anywhere_gives_every_byte_in_order(events: list[bytes], cuts:
         assert got == expected
 
 
-@given(st.binary(max_size=300))
-def test_any_event_is_told_apart_without_raising(event: bytes) -> None:
-    classify_event(event)
-    classify_event(b"data: " + event + b"\n\n")
+@given(st.sampled_from(Endpoint), st.binary(max_size=300))
+def test_any_event_is_told_apart_without_raising(endpoint: Endpoint, event: bytes) -> None:
+    meter = StreamMeter(endpoint)
+    meter.read(event)
+    meter.read(b"data: " + event + b"\n\n")
 
 
 @given(DELIVERIES)
@@ -118,7 +119,8 @@ def test_only_the_exact_secret_opens_an_account(kept: list[bool]) -> None:
         if keep:
             index.add(key.key)
     for key, keep in zip(made, kept, strict=True):
-        assert (index.find(key.secret) is not None) is keep
-        assert index.find(key.secret[:-1] + ("A" if key.secret[-1] != "A" else "B")) is None
-        assert index.find(hash_secret(key.secret).hex()) is None
+        assert (index.find(key.secret.encode()) is not None) is keep
+        other = key.secret[:-1] + ("A" if key.secret[-1] != "A" else "B")
+        assert index.find(other.encode()) is None
+        assert index.find(hash_secret(key.secret).hex().encode()) is None
     assert make_key("x").address not in str(made[0].key)

@@ -1,7 +1,8 @@
 """An account's books over random histories: every statement balances, nothing is overdrawn, memory is the disk.
 
 Purchases come, are undone by the chain and come again (in the same block, in another, as somebody
-else's); calls are in flight meanwhile; old rounds are archived and their calls deleted.
+else's); calls are in flight meanwhile; old rounds are archived and their calls deleted. What a key
+used is the same on disk and in memory, for every period, whatever was archived.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from emcd.proto.params import NetworkParams
 from emcd_hub.billing.book import AccountBook, Reservation
+from emcd_hub.billing.key_row import insert_api_key
+from emcd_hub.billing.key_usage import UNUSED, find_key_imbalance, read_key_use
+from emcd_hub.billing.period import Period
 from emcd_hub.billing.queries import (
     Granted,
     find_account,
@@ -23,6 +27,8 @@ from emcd_hub.billing.queries import (
     vault_account,
 )
 from emcd_hub.billing.statement import NOTHING, Amounts, read_statement
+from emcd_hub.bootstrap import make_api_key
+from emcd_hub.records.call_row import CallRow, insert_calls
 from emcd_hub.rounds.chain_row import (
     Bought,
     credit_deposit,
@@ -37,6 +43,7 @@ AMOUNT = st.integers(1, 1000)
 PARAMS = NetworkParams(7200)
 ACCOUNTS = ("acct_a", "acct_b")
 ROUND_MS = PARAMS.round_s * 1000
+PERIODS = (Period.HOUR, Period.DAY, Period.WEEK, Period.MONTH, Period.NONE)
 
 
 class StatementMachine(RuleBasedStateMachine):
@@ -55,8 +62,10 @@ class StatementMachine(RuleBasedStateMachine):
         self.archived = -1
         self.bought = dict.fromkeys(ACCOUNTS, 0)
         self.listed: set[int] = set()
+        self.keys = {name: make_api_key(name).key for name in ACCOUNTS}
         for name in ACCOUNTS:
             self.book.load(*insert_account(self.con, name, name, self.now_ms).balances)
+            insert_api_key(self.con, self.keys[name], "", self.now_ms)
 
     @property
     def round(self) -> int:
@@ -107,7 +116,7 @@ class StatementMachine(RuleBasedStateMachine):
     @rule(target=reservations, name=st.sampled_from(ACCOUNTS), wanted=AMOUNT)
     def reserve(self, name: str, wanted: int) -> Reservation | None:
         free = self.book.find(name).free_micro  # type: ignore[union-attr]
-        held = self.book.reserve(name, wanted, 1)
+        held = self.book.reserve(self.keys[name], wanted, min(wanted, free) or 1, self.now_ms)
         assert isinstance(held, Reservation) is (free >= 1)
         return held if isinstance(held, Reservation) else None
 
@@ -117,24 +126,15 @@ class StatementMachine(RuleBasedStateMachine):
             return
         name = held.account.account_id
         usable, granted = held.account.usable_vault_micro, held.account.granted_micro
-        charge = self.book.settle(held, int(held.amount_micro * share))
+        charge = self.book.settle(held, int(held.amount_micro * share), self.now_ms)
         if usable + granted >= charge.total_micro:
             assert charge.vault_micro <= usable, "undone credits were used while others were there"
         self.calls += 1
-        self.con.execute(
-            "INSERT INTO hub_calls (call_seq, call_id, account_id, node, model, round, status, forward, receipt,"
-            " delivery, granted_micro, vault_micro, fault, finished_at_ms)"
-            " VALUES (?, ?, ?, 'n', 'm', ?, 0, x'', NULL, x'', ?, ?, '', ?)",
-            (
-                self.calls,
-                self.calls.to_bytes(16, "big"),
-                name,
-                self.round,
-                charge.granted_micro,
-                charge.vault_micro,
-                self.now_ms,
-            ),
-        )
+        row = CallRow(
+            self.calls, self.calls.to_bytes(16, "big"), name, "n", "m", self.round, 0, b"", None, b"",
+            charge.granted_micro, charge.vault_micro, "", self.now_ms, held.key.key_id,
+        )  # fmt: skip
+        insert_calls(self.con, [row])
 
     @rule()
     def close_and_archive(self) -> None:
@@ -174,6 +174,11 @@ class StatementMachine(RuleBasedStateMachine):
         if not hasattr(self, "con"):
             return
         assert find_imbalance(self.con) is None
+        assert find_key_imbalance(self.con) is None
+        used = read_key_use(self.con, self.now_ms)
+        for key in self.keys.values():
+            spent = used.get(key.key_id, UNUSED).spent
+            assert spent == tuple(key.meter.spent_micro(period, self.now_ms) for period in PERIODS)
         for name in ACCOUNTS:
             row, account = find_account(self.con, name), self.book.find(name)
             assert row is not None

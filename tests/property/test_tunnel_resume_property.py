@@ -178,8 +178,8 @@ class ResumeMachine(RuleBasedStateMachine):
                 self.deliver_to_hub()
             if (
                 not self.hub_session.calls
-                and not self.hub.session.has_news
-                and not self.node.session.has_news
+                and not (self.hub.session.has_news or self.hub.again)
+                and not (self.node.session.has_news or self.node.again)
             ):
                 break
         assert not (self.hub_session.calls or self.node_session.calls)

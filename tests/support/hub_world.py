@@ -18,15 +18,17 @@ import trio
 
 from emcd.accounting.receipt import CallReceipt
 from emcd.clock import SystemClock
-from emcd.config import KeyFile, Listen
+from emcd.config import HttpListen, KeyFile
 from emcd.errors import EmcdError
 from emcd.inference.manifest import EngineManifest, Manifest, canonical_json, model_hash
 from emcd.keys import SigningKey
 from emcd.ledger import Ledger, open_ledger
 from emcd.net.http_client import Response, request
 from emcd.net.tunnel import IncomingCall, TunnelLink, run_tunnel
+from emcd.proto.batch_proof import read_batch_proof
 from emcd.proto.control import (
     BatchMessage,
+    BatchProofMessage,
     CallEnd,
     CallMeta,
     NoticeMessage,
@@ -138,6 +140,8 @@ class StubNode:
             self.notices.append(message)
         elif isinstance(message, ProofMessage) and self.keep_bodies:
             self.proofs.append(message)
+        elif isinstance(message, BatchProofMessage) and self.keep_bodies:
+            self.proofs.append(read_batch_proof(message))
 
     async def finish(
         self, call: IncomingCall, meta: CallMeta, body_hash: bytes, status: int, tokens: tuple[int, int]
@@ -302,7 +306,7 @@ def node_key(number: int) -> SigningKey:
 
 def make_config(**settings: Any) -> HubConfig:
     """Loopback, free ports, both admin tokens, three nodes on the list."""
-    free = Listen("127.0.0.1", 0)
+    free = HttpListen("127.0.0.1", 0)
     tokens = (
         AdminToken("ops", hashlib.sha256(ADMIN_TOKEN.encode()).hexdigest(), ("keys", "credits", "read")),
         AdminToken("eyes", hashlib.sha256(READ_TOKEN.encode()).hexdigest(), ("read",)),

@@ -84,6 +84,11 @@ class DaemonProcess:
         self._process.send_signal(number)
         return self._process.wait(timeout_s)
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, if it is still there."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
     def kill(self) -> None:
         """End it whatever it does; safe to call again."""
         if self._process.poll() is None:

@@ -35,6 +35,8 @@ TYPES = {
     "uint64 expiresAtMs,uint8 role",
     "NodeStatus": "address node,address hub,uint64 sequence,uint64 sentAtMs,bytes32[] models,"
     "uint32 capacity,uint32 inFlight,string version,string gpu",
+    "RouterStatus": "address router,address hub,uint64 sequence,uint64 sentAtMs,uint32 nodes,"
+    "uint32 inFlight,string version,string region",
     "BundleSeal": "address hub,uint64 round,bytes32 bundleHash",
     "PlanCommitment": "address validator,uint64 round,bytes32 commitment,uint64 signedAtMs",
     "Reveal": "address validator,uint64 round,bytes32 seed,bytes32 corpusRoot,bytes32 salt,"

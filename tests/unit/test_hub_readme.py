@@ -39,7 +39,7 @@ def test_every_setting_is_mentioned() -> None:
 def test_commands_exist_with_their_options() -> None:
     groups = {"api-key": api_key, "credits": credits}
     lines = [line for line in blocks("sh")[0].splitlines() if line.startswith("emcd ")]
-    assert len(lines) == 5
+    assert len(lines) == 8
     for line in lines:
         _, group, name, *arguments = line.partition("#")[0].split()
         command = groups[group].commands[name]

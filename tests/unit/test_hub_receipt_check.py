@@ -16,6 +16,7 @@ from emcd.services import FixedParameters
 from emcd.testing import make_key
 from emcd.types import ZERO_ADDRESS
 from emcd_hub.billing.book import AccountBook, Reservation
+from emcd_hub.billing.keys import ApiKey
 from emcd_hub.calls.answer import make_seen
 from emcd_hub.calls.context import CallContext
 from emcd_hub.calls.limits import CallLimits
@@ -29,6 +30,7 @@ HASH = b"\1" * 32
 FORWARD = Forward(
     bytes(16), make_key("hub").address, ZERO_ADDRESS, make_key("node").address, HASH, HASH, 1, 1_000
 )
+KEY = ApiKey("key", "a", HASH, "")
 GOOD = Receipt(HASH, HASH, 200, 5, 3, 1, 2)
 
 
@@ -37,14 +39,16 @@ class Ledger:
         self.rows: list[Any] = []
         self.fault = fault
 
-    async def write_bulk(self, fn: Any, row: Any) -> None:
-        if self.fault is not None:
-            raise self.fault
-        self.rows.append(row)
+    async def wait_room(self) -> None: ...
+
+    def submit_bulk(self, fn: Any, row: Any, ended: Any) -> None:
+        if self.fault is None:
+            self.rows.append(row)
+        ended(self.fault, None)
 
 
 class Sink:
-    def add(self, *args: Any) -> None: ...
+    def add_delivery(self, *args: Any) -> None: ...
     def expect_receipt(self, *args: Any) -> None: ...
 
 
@@ -52,12 +56,12 @@ def make_recorder(book: AccountBook, ledger: Ledger, genesis_time_s: int = 0) ->
     in_force = InForce(FixedParameters(NetworkParams(genesis_time_s), PriceTable()))
     return CallRecorder(
         hub=FORWARD.hub, in_force=in_force, ledger=cast("Any", ledger), clock=SystemClock(), book=book,
-        sink=Sink(), random_bytes=bytes, last_seq=0,
+        sink=cast("Any", Sink()), random_bytes=bytes, last_seq=0,
     )  # fmt: skip
 
 
 def make_call(book: AccountBook, limit: int | None = None) -> OpenCall:
-    held = book.reserve("a", 100, 100)
+    held = book.reserve(KEY, 100, 100, 0)
     assert isinstance(held, Reservation)
     info = ModelInfo(HASH, "m", frozenset({Endpoint.CHAT}), limit)
     return OpenCall(FORWARD, HASH, b"", info, held, PRICE)
@@ -74,11 +78,16 @@ def fault_of(
     limit: int | None = None, inputs: int = 1,
 ) -> str:  # fmt: skip
     book = loaded_book()
-    request = UpstreamRequest(Endpoint.CHAT, "m", b"", False, False, (), inputs, choices, 20, bound)
+    request = UpstreamRequest(Endpoint.CHAT, "m", b"", False, False, inputs, choices, 20, bound)
     recorder = make_recorder(book, Ledger())
     limits = CallLimits(default_output_tokens=100)
     context = CallContext(request, make_call(book, limit), cast("Any", None), recorder, limits, 0)
     return find_receipt_fault(receipt, make_seen(context, 200, HASH, None, answer_bytes))
+
+
+def make_context(call: OpenCall, recorder: CallRecorder) -> CallContext:
+    request = UpstreamRequest(Endpoint.CHAT, "m", b"", False, False, 1, 1, 20, None)
+    return CallContext(request, call, cast("Any", None), recorder, CallLimits(), 0)
 
 
 def claim(**changes: Any) -> Receipt:
@@ -112,11 +121,11 @@ def test_receipt_number_out_of_range_is_a_fault(name: str, number: int) -> None:
     assert "can't be" in fault_of(claim(**{name: number}))
 
 
-async def test_settle_receipt_that_has_no_hash_charges_nothing() -> None:
+def test_settle_receipt_that_has_no_hash_charges_nothing() -> None:
     book, ledger = loaded_book(), Ledger()
     call = make_call(book)
     with pytest.raises(EmcdError):
-        await make_recorder(book, ledger).settle(call, CallStatus.OK, claim(started_at_ms=-1), HASH, 50, "")
+        make_recorder(book, ledger).prepare(call, CallStatus.OK, claim(started_at_ms=-1), HASH, 50, "")
     book.release(call.reservation)
     account = book.find("a")
     assert account is not None
@@ -129,7 +138,7 @@ async def test_settle_record_that_fails_gives_the_charge_back(fault: Exception |
     book = loaded_book()
     recorder = make_recorder(book, Ledger(fault), 2**40 if fault is None else 0)
     with pytest.raises((RuntimeError, EmcdError)):
-        await recorder.settle(make_call(book), CallStatus.OK, GOOD, HASH, 50, "")
+        await make_context(make_call(book), recorder).settle(CallStatus.OK, GOOD, HASH, 50, "")
     account = book.find("a")
     assert account is not None
     assert (account.granted_micro, account.vault_micro, account.reserved_micro) == (1_000, 1_000, 0)

@@ -146,3 +146,55 @@ async def test_batch_of_what_nobody_delivered_or_of_one_is_not_kept(
         await desk.take(KEY.address, make_batch(h(0), h(1), h(7)))
         await desk.sweep()
         assert await roots(ledger) == [1, 1, 3]
+
+
+async def test_receipt_whose_batch_was_quicker_than_its_call_is_never_owed() -> None:
+    """A batch over two receipts is stored for the one that is owed; the other's call ends a moment later."""
+    ledger, now_ms = Ledger(), SystemClock().now_ms()
+    ledger.hold.set()
+    desk = make_desk(ledger)
+    desk.expect(h(1), KEY.address, now_ms)
+    await desk.take(KEY.address, make_batch(h(1), h(2), h(3)))
+    desk.expect(h(2), KEY.address, now_ms)
+    assert desk.count_owed() == 0
+    desk.expect(h(2), KEY.address, now_ms)
+    desk.expect(h(3), OTHER, now_ms)
+    assert desk.count_owed() == 2, "a batch is good for a receipt once, and for its own node's alone"
+
+
+async def test_receipt_whose_call_ends_while_its_batch_is_being_stored_is_not_owed() -> None:
+    ledger, now_ms = Ledger(), SystemClock().now_ms()
+    desk = make_desk(ledger)
+    desk.expect(h(1), KEY.address, now_ms)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.take, KEY.address, make_batch(h(1), h(2)))
+        await trio.testing.wait_all_tasks_blocked()
+        desk.expect(h(2), KEY.address, now_ms)
+        ledger.hold.set()
+    assert desk.count_owed() == 0
+
+
+async def test_receipt_whose_call_ends_long_after_its_batch_is_owed() -> None:
+    """Who looks for its batch looks a second before the call's end, and no earlier."""
+    ledger, now_ms = Ledger(), SystemClock().now_ms()
+    ledger.hold.set()
+    desk = make_desk(ledger)
+    desk.expect(h(1), KEY.address, now_ms)
+    await desk.take(KEY.address, make_batch(h(1), h(2)))
+    desk.expect(h(2), KEY.address, now_ms + 60_000)
+    assert desk.count_owed() == 1
+
+
+async def test_what_comes_early_is_bounded_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receipt_desk, "MAX_OWED_BY_NODE", 2)
+    ledger, now_ms = Ledger(), SystemClock().now_ms()
+    ledger.hold.set()
+    desk = make_desk(ledger)
+    desk.expect(h(1), KEY.address, now_ms)
+    await desk.take(KEY.address, make_batch(h(1), h(2), h(3), h(4)))
+    desk.expect(h(2), KEY.address, now_ms)
+    assert desk.count_owed() == 1, "of too many the oldest goes"
+    monkeypatch.setattr(receipt_desk, "PARKED_MS", -1000)
+    await desk.sweep()
+    desk.expect(h(3), KEY.address, now_ms)
+    assert desk.count_owed() == 2

@@ -1,58 +1,22 @@
-"""Server-sent events of streams: cut, told apart, ended."""
+"""What the hub itself writes into streams: cuts and errors, in the words of each API."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 import pytest
 
+from emcd.accounting.event_stream import event_data
 from emcd.accounting.usage import Usage
-from emcd.errors import RemoteProtocolError
-from emcd.proto.openai import Endpoint
-from emcd_hub.calls.sse import MAX_EVENT_BYTES, EventKind, EventSplitter, classify_event, make_cut
+from emcd.proto.openai_shape import Endpoint, error_body
+from emcd_hub.calls.sse import make_cut, make_error
+
+BODY = error_body("EMC-1714", "cut", type="server_error", code="stream_cut")
 
 
-def test_splitter_keeps_every_byte_and_each_kind_of_blank_line() -> None:
-    data = b"data: 1\n\ndata: 2\r\n\r\n: note\r\rdata: rest"
-    splitter = EventSplitter()
-    assert splitter.feed(data) == [b"data: 1\n\n", b"data: 2\r\n\r\n", b": note\r\r"]
-    assert splitter.take_rest() == b"data: rest"
-    assert splitter.take_rest() == b""
-
-
-def test_splitter_refuses_an_event_without_end() -> None:
-    splitter = EventSplitter()
-    assert splitter.feed(b"x" * MAX_EVENT_BYTES) == []
-    with pytest.raises(RemoteProtocolError) as caught:
-        splitter.feed(b"x")
-    assert caught.value.code == "EMC-1726"
-
-
-@pytest.mark.parametrize(
-    ("event", "kind", "usage"),
-    [
-        (b"data: [DONE]\n\n", EventKind.DONE, None),
-        (b"data:[DONE]\r\n\r\n", EventKind.DONE, None),
-        (b": ping\n\n", EventKind.OTHER, None),
-        (b"event: x\ndata: y\n\n", EventKind.OTHER, None),
-        (b'data: {"choices":[{"delta":{}}]}\n\n', EventKind.CONTENT, None),
-        (b'data: {"choices":[{"delta":{}}],"usage":null}\n\n', EventKind.CONTENT, None),
-        (
-            b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
-            EventKind.USAGE,
-            Usage(1, 2),
-        ),
-        (
-            b'data: {"choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2}}\n\n',
-            EventKind.CONTENT,
-            Usage(1, 2),
-        ),
-        (b'data: {"choices":[{"delta":{"content":"\\"usage\\": {}"}}]}\n\n', EventKind.CONTENT, None),
-        (b'data: {"usage":{"prompt_tokens":-1}}\n\n', EventKind.CONTENT, None),
-        (b'data: {"usage"\n\n', EventKind.CONTENT, None),
-    ],
-)
-def test_events_are_told_apart(event: bytes, kind: EventKind, usage: Usage | None) -> None:
-    assert classify_event(event) == (kind, usage)
+def read(event: bytes) -> Any:
+    return msgspec.json.decode(event_data(event))
 
 
 def test_cut_ends_a_chat_like_its_first_event() -> None:
@@ -78,3 +42,26 @@ def test_cut_survives_a_strange_first_event(first: bytes) -> None:
     made = make_cut(Endpoint.COMPLETIONS, first, None)
     assert made.endswith(b"data: [DONE]\n\n")
     assert b'"text":""' in made
+    assert read(make_cut(Endpoint.RESPONSES, first, None))["response"]["status"] == "incomplete"
+
+
+def test_cut_ends_a_response_as_incomplete_and_without_done() -> None:
+    first = b'event: response.created\ndata: {"type":"response.created","response":{"id":"r","status":"in_progress"}}\n\n'
+    made = make_cut(Endpoint.RESPONSES, first, Usage(3, 4), 7)
+    assert made.startswith(b"event: response.incomplete\n")
+    assert b"[DONE]" not in made
+    event = read(made)
+    assert (event["type"], event["sequence_number"]) == ("response.incomplete", 7)
+    response = event["response"]
+    assert (response["id"], response["status"]) == ("r", "incomplete")
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert response["usage"]["output_tokens"] == 4
+
+
+def test_error_is_one_for_clients_of_every_api() -> None:
+    assert read(make_error(Endpoint.CHAT, BODY))["error"]["emc_code"] == "EMC-1714"
+    event = make_error(Endpoint.RESPONSES, BODY, 5)
+    assert event.startswith(b"event: error\n")
+    told = read(event)
+    assert (told["type"], told["code"], told["sequence_number"]) == ("error", "stream_cut", 5)
+    assert told["error"]["message"] == "cut"

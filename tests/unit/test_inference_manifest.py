@@ -12,9 +12,11 @@ from emcd.inference.manifest import (
     EngineManifest,
     canonical_json,
     decode_manifest,
+    make_engine_manifest,
     model_hash,
 )
 from emcd.inference.minilm import MINILM_MANIFEST
+from emcd.proto.openai_shape import BASIC_ENDPOINTS, Endpoint
 
 
 def test_model_hash_minilm_never_changes() -> None:
@@ -34,7 +36,10 @@ def test_canonical_json_is_sorted_and_dense() -> None:
     assert canonical_json(EngineManifest(name="m")) == b'{"kind":"engine","name":"m"}'
 
 
-@pytest.mark.parametrize("manifest", [MINILM_MANIFEST, EngineManifest(name="llama")])
+TOLD = EngineManifest(name="llama", quantization="awq-int4", context_tokens=131_072)
+
+
+@pytest.mark.parametrize("manifest", [MINILM_MANIFEST, EngineManifest(name="llama"), TOLD])
 def test_decode_manifest_round_trips(manifest: EmbeddingManifest | EngineManifest) -> None:
     assert decode_manifest(canonical_json(manifest)) == manifest
 
@@ -64,9 +69,42 @@ def test_model_hash_differs_with_every_field() -> None:
         b"[" * 10_000,
         b'{"kind":"engine","name":"' + b"m" * MAX_MANIFEST_BYTES + b'"}',
         b'{"kind":"engine","name":"' + b"m" * 257 + b'"}',
+        b'{"endpoints":[],"kind":"engine","name":"m"}',
+        b'{"endpoints":null,"kind":"engine","name":"m"}',
+        b'{"endpoints":["speech","chat"],"kind":"engine","name":"m"}',
+        b'{"endpoints":["chat","chat"],"kind":"engine","name":"m"}',
+        b'{"endpoints":["chat",1],"kind":"engine","name":"m"}',
+        b'{"kind":"engine","name":"m","quantization":""}',
+        b'{"kind":"engine","name":"m","quantization":"FP16"}',
+        b'{"kind":"engine","name":"m","quantization":"fp 16"}',
+        b'{"kind":"engine","name":"m","quantization":"' + b"q" * 33 + b'"}',
+        b'{"context_tokens":0,"kind":"engine","name":"m"}',
+        b'{"context_tokens":-1,"kind":"engine","name":"m"}',
+        b'{"context_tokens":2147483648,"kind":"engine","name":"m"}',
     ],
 )
 def test_decode_manifest_bad_bytes_refused(data: bytes) -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         decode_manifest(data)
     assert caught.value.code == "EMC-1610"
+
+
+def test_engine_manifest_that_says_no_endpoints_has_the_hash_it_always_had() -> None:
+    basic = make_engine_manifest("m", BASIC_ENDPOINTS)
+    assert canonical_json(basic) == b'{"kind":"engine","name":"m"}'
+    assert basic.list_endpoints() == BASIC_ENDPOINTS
+    assert Endpoint.RESPONSES not in BASIC_ENDPOINTS
+
+
+def test_engine_manifest_names_its_endpoints_in_one_way() -> None:
+    made = make_engine_manifest("m", [Endpoint.SPEECH, Endpoint.CHAT])
+    assert canonical_json(made) == b'{"endpoints":["chat","speech"],"kind":"engine","name":"m"}'
+    read = decode_manifest(canonical_json(made))
+    assert isinstance(read, EngineManifest)
+    assert read.list_endpoints() == {Endpoint.CHAT, Endpoint.SPEECH}
+
+
+def test_endpoint_of_a_later_version_is_passed_over() -> None:
+    read = decode_manifest(b'{"endpoints":["chat","video"],"kind":"engine","name":"m"}')
+    assert isinstance(read, EngineManifest)
+    assert read.list_endpoints() == {Endpoint.CHAT}

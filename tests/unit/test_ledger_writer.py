@@ -262,6 +262,79 @@ async def test_write_bulk_bad_item_fails_alone(notes: Ledger) -> None:
     assert sorted(await notes.read(list_bodies)) == ["taken", "x", "y"]
 
 
+async def test_submit_bulk_tells_each_item_its_own_end_after_the_commit(notes: Ledger) -> None:
+    ends: dict[str, Exception | None] = {}
+    on_disk: list[str] = []
+    over = trio.Event()
+
+    def ended(body: str, error: Exception | None, _: None) -> None:
+        ends[body] = error
+        with sqlite3.connect(notes.path) as other:
+            on_disk[:] = [row[0] for row in other.execute("SELECT body FROM note_text ORDER BY id")]
+        other.close()
+        if len(ends) == 3:
+            over.set()
+
+    await notes.write(lambda con: insert(con, "twice"))
+    for body in ("a", "twice", "b"):
+        notes.submit_bulk(insert_many, body, partial(ended, body))
+    with trio.fail_after(5):
+        await over.wait()
+    assert (ends["a"], ends["b"]) == (None, None)
+    assert isinstance(ends["twice"], IntegrityError)
+    assert sorted(on_disk) == ["a", "b", "twice"]
+
+
+async def test_submit_bulk_room_is_what_the_queue_leaves(
+    notes: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "QUEUE_LIMIT", 2)
+    ends: list[Exception | None] = []
+    over = trio.Event()
+
+    def ended(error: Exception | None, _: None) -> None:
+        ends.append(error)
+        if len(ends) == 2:
+            over.set()
+
+    had_room = [notes.has_room]
+    for body in ("a", "b"):
+        notes.submit_bulk(insert_many, body, ended)
+    had_room.append(notes.has_room)
+    with trio.fail_after(5):
+        await over.wait()
+    had_room.append(notes.has_room)
+    assert had_room == [True, False, True]
+    assert ends == [None, None]
+
+
+async def test_submit_bulk_after_close_is_refused(tmp_path: Path) -> None:
+    async with temporary_ledger(tmp_path, NOTES) as ledger:
+        pass
+    with pytest.raises(LocalProtocolError) as caught:
+        ledger.submit_bulk(insert_many, "a", lambda error, _: None)
+    assert caught.value.code == "EMC-1209"
+
+
+async def test_commit_gathers_after_a_large_one_and_not_after_a_lone_one(notes: Ledger) -> None:
+    async def write(body: str) -> None:
+        await notes.write_bulk(insert_many, body)
+
+    await write("lone")
+    assert notes._turn.due == 0
+    async with trio.open_nursery() as nursery:
+        gate = threading.Event()
+        nursery.start_soon(notes.write, lambda con: gate.wait(5))
+        for number in range(8):
+            nursery.start_soon(write, str(number))
+        await trio.testing.wait_all_tasks_blocked()
+        gate.set()
+    assert notes._turn.due > 0
+    await write("after")
+    assert notes._turn.due == 0
+    assert len(await notes.read(list_bodies)) == 10
+
+
 async def test_write_beside_a_busy_loop_is_not_starved(notes: Ledger) -> None:
     async def spin() -> None:
         while True:

@@ -16,7 +16,7 @@ from emcd.errors import EmcdError, RecoverableError, RemoteProtocolError
 from emcd.inference.manifest import EngineManifest, Manifest
 from emcd.proto.control import CallEnd, CallMeta, ResponseHead, decode_part, encode
 from emcd.proto.hashing import keccak
-from emcd.proto.records import Forward, Receipt
+from emcd.proto.records import Forward, Receipt, request_hash
 from emcd.testing import make_key
 from emcd_node.call_server import CallServer
 from emcd_node.served_model import CallRequest, Refused, Reply
@@ -44,13 +44,18 @@ class FakeCall:
     async def finish(self, meta: bytes) -> None:
         self.end = decode_part(meta, CallEnd)
 
+    async def answer(self, head: bytes, body: bytes, end: bytes) -> None:
+        await self.start(head)
+        await self.send(body)
+        await self.finish(end)
+
     @property
-    def answer(self) -> bytes:
+    def content(self) -> bytes:
         return b"".join(self.pieces)
 
     @property
     def error(self) -> dict[str, Any]:
-        return dict(msgspec.json.decode(self.answer)["error"])
+        return dict(msgspec.json.decode(self.content)["error"])
 
 
 @dataclass
@@ -73,6 +78,7 @@ class FakeReceipts:
 @dataclass
 class FakeModel:
     manifest: Manifest = MODEL
+    kind: str = "application/json"
     pieces: tuple[bytes, ...] = (b"one", b"two")
     usage: Usage = field(default_factory=lambda: Usage(5, 2))
     fault: EmcdError | None = None
@@ -92,7 +98,7 @@ class FakeModel:
         self.requests.append(request)
         if self.refusal:
             return self.refusal
-        await reply.start(200, "application/json")
+        await reply.start(200, self.kind)
         for piece in self.pieces:
             await reply.send(piece)
         if self.hold is not None:
@@ -134,7 +140,7 @@ async def test_serve_good_call_is_answered_and_receipted() -> None:
     meta = fixture.meta()
     call = await fixture.serve(meta=meta)
     assert call.head == ResponseHead(200, "application/json")
-    assert call.answer == b"onetwo"
+    assert call.content == b"onetwo"
     assert call.end is not None
     now = fixture.clock.now_ms()
     expected = Receipt(meta.forward.struct_hash(), keccak(b"onetwo"), 200, 5, 2, now, now)
@@ -222,7 +228,7 @@ async def test_serve_request_at_fault_is_answered_in_openai_shape_with_a_receipt
     assert set(call.error) == {"message", "type", "param", "code", "emc_code"}
     ((_, receipt),) = fixture.receipts.given
     assert (receipt.http_status, receipt.input_tokens, receipt.output_tokens) == (status, 0, 0)
-    assert receipt.response_hash == keccak(call.answer)
+    assert receipt.response_hash == keccak(call.content)
     assert fixture.model.requests == []
 
 
@@ -286,6 +292,67 @@ async def test_serve_answer_broken_off_gives_no_receipt() -> None:
         await fixture.serve()
     assert fixture.receipts.given == []
     assert fixture.server.in_flight == 0
+
+
+async def stream_until_cancelled(fixture: Fixture, path: str, *pieces: bytes) -> tuple[CallMeta, FakeCall]:
+    """A stream of the model's that the hub cancels when these pieces were sent."""
+    body = b'{"model":"m","messages":[],"stream":true}'
+    meta = fixture.meta(body, path=path, stream=True)
+    call = FakeCall(encode(meta), body)
+    fixture.model.kind, fixture.model.pieces, fixture.model.hold = "text/event-stream", pieces, trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fixture.server.serve, call)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    return meta, call
+
+
+async def test_serve_cancelled_stream_ends_with_a_receipt_over_what_was_sent() -> None:
+    fixture = Fixture()
+    event = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+    meta, call = await stream_until_cancelled(fixture, CHAT, event, event * 2, event[:20])
+    prompt = len(call.body) // 6
+    assert call.end is not None
+    receipt = call.end.receipt
+    assert call.content == event * 3 + event[:20]
+    assert receipt.response_hash == keccak(call.content)
+    assert receipt.forward_hash == meta.forward.struct_hash()
+    assert (receipt.http_status, receipt.input_tokens, receipt.output_tokens) == (200, prompt, 3)
+    assert fixture.receipts.given == [(meta.forward, receipt)]
+    assert fixture.server.in_flight == 0
+
+
+async def test_serve_cancelled_stream_counts_what_its_engine_stated() -> None:
+    fixture = Fixture()
+    event = b'data: {"choices":[{}],"usage":{"prompt_tokens":9,"completion_tokens":5}}\n\n'
+    _, call = await stream_until_cancelled(fixture, CHAT, event)
+    assert call.end is not None
+    assert (call.end.receipt.input_tokens, call.end.receipt.output_tokens) == (9, 5)
+
+
+async def test_serve_cancelled_stream_whose_receipt_is_not_on_disk_has_no_end() -> None:
+    fixture = Fixture()
+    fixture.receipts.fault = RecoverableError("EMC-2013", "disk")
+    _, call = await stream_until_cancelled(fixture, CHAT, b"data: x\n\n")
+    assert call.end is None
+    assert fixture.server.in_flight == 0
+
+
+async def test_serve_form_is_hashed_with_its_content_type() -> None:
+    fixture = Fixture()
+    body = (
+        b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nsound\r\n--B--\r\n'
+    )
+    path, kind = "/v1/audio/transcriptions", "multipart/form-data; boundary=B"
+    changes = {"path": path, "request_hash": request_hash(path, body, kind)}
+    meta = msgspec.structs.replace(fixture.meta(body, **changes), content_type=kind)
+    call = await fixture.serve(body, meta)
+    assert call.head == ResponseHead(200, "application/json")
+    assert fixture.model.requests[0].content_type == kind
+    meta = msgspec.structs.replace(fixture.meta(body, **changes), content_type=kind + "x")
+    with pytest.raises(RemoteProtocolError, match="content type"):
+        await fixture.serve(body, meta)
 
 
 async def test_serve_cancelled_call_gives_no_receipt() -> None:

@@ -18,6 +18,7 @@ from emcd.proto.tunnel import (
     WINDOW_BYTES,
     FrameType,
     Session,
+    StatedError,
     charge,
     decode_answer,
     decode_call,
@@ -100,7 +101,7 @@ def test_frame_over_its_bound_cannot_be_made(kind: FrameType, size: int) -> None
 def test_error_round_trips_and_is_cut() -> None:
     ((_, _, payload),) = split_frames(encode_error(1, "EMC-1601", "no model é"))
     error = decode_error(payload)
-    assert (error.code, error.detail) == ("EMC-1601", "no model é")
+    assert (type(error), error.code, error.detail) == (StatedError, "EMC-1601", "no model é")
     ((_, _, payload),) = split_frames(encode_error(1, "EMC-1601", "é" * 5000))
     assert len(decode_error(payload).detail.encode()) <= DETAIL_BYTES
     assert decode_error(payload).detail.startswith("ééé")

@@ -74,6 +74,24 @@ def test_call_body_of_any_size_arrives_whole(size: int) -> None:
     assert not hub.has_news
 
 
+def test_body_that_is_released_makes_room_for_others_once() -> None:
+    hub, node = HubSession(), NodeSession(bodies_bytes=10)
+    calls = [hub.open(b"meta", bytes(6)), hub.open(b"meta", bytes(4)), hub.open(b"meta", bytes(1))]
+    pump(hub, node)
+    assert calls[2].error is not None
+    first = node.ready.popleft()
+    for _ in range(2):
+        node.release_body(first)
+    calls = [hub.open(b"meta", bytes(6)), hub.open(b"meta", bytes(1))]
+    pump(hub, node)
+    assert [call.error is None for call in calls] == [True, False]
+    node.fail(first, "EMC-1427", "")
+    node.release_body(first)
+    late = hub.open(b"meta", bytes(1))
+    pump(hub, node)
+    assert late.error is not None
+
+
 def test_call_body_waits_for_the_window() -> None:
     hub = HubSession()
     hub.open(b"meta", bytes(10 * WINDOW_BYTES))
@@ -410,3 +428,18 @@ def test_hub_cancel_after_the_end_says_nothing() -> None:
     hub.cancel(call)
     assert call.state is HubState.ENDED
     assert hub.outbox_bytes == 0
+
+
+@pytest.mark.parametrize("sizes", [(2,) * 70_000, (1, 30_000, 1), (PIECE_BYTES, 1, PIECE_BYTES), (5,)])
+def test_collected_body_is_whole_and_small_pieces_are_joined(sizes: tuple[int, ...]) -> None:
+    hub, call, _, _ = opened(on_data=None, max_bytes=1 << 20)
+    hub.receive(frame(T.HEAD, 1, b"h"))
+    pieces = [bytes([index % 251]) * size for index, size in enumerate(sizes)]
+
+    for piece in pieces:
+        hub.receive(frame(T.DATA, 1, piece))
+    hub.receive(frame(T.END, 1, b"e"))
+
+    assert call.body() == b"".join(pieces)
+    assert type(call.body()) is bytes
+    assert len(call.chunks) <= 2 * sum(map(len, pieces)) // PIECE_BYTES + 2

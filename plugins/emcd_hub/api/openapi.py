@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from emcd_hub.api.openapi_call import describe_calls
+
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -24,15 +26,6 @@ _ERROR = {
 _HEX = {"type": "string", "pattern": "^0x[0-9a-f]*$"}
 _BINARY = {"type": "string", "format": "binary"}
 _KEY: list[dict[str, list[str]]] = [{"apiKey": []}]
-_CALL_HEADERS = {
-    name: {"description": text, "schema": {"type": "string"}}
-    for name, text in (
-        ("x-emc-call-id", "id of the call, for its receipt"),
-        ("x-emc-node", "address of the node that did it"),
-        ("x-emc-credits", "credits charged (whole answers)"),
-        ("x-emc-credits-reserved", "credits held at the beginning (streams)"),
-    )
-}
 
 
 def _json(description: str, schema: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -53,31 +46,6 @@ def _parameter(name: str, description: str, where: str = "path") -> dict[str, An
         "required": where == "path",
         "description": description,
         "schema": {"type": "string"},
-    }
-
-
-def _call(summary: str, required: list[str], *, streams: bool) -> dict[str, Any]:
-    ok = _json("the node's answer, as it came")
-    if streams:
-        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    ok["headers"] = _CALL_HEADERS
-    properties = {
-        "model": {"type": "string"},
-        "provider": {
-            "type": "object",
-            "description": "only these nodes may do it; never shown to a node",
-            "properties": {"only": {"type": "array", "items": {"type": "string"}}},
-        },
-    }
-    body = {"type": "object", "required": required, "properties": properties, "additionalProperties": True}
-    return {
-        "post": {
-            "summary": summary,
-            "security": _KEY,
-            "parameters": [_parameter("x-emc-provider", "the same as provider.only, by commas", "header")],
-            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
-            "responses": {"200": ok, **_errors(400, 401, 404, 413, 429, 502, 503)},
-        }
     }
 
 
@@ -173,12 +141,10 @@ OPENAPI: dict[str, Any] = {
         "description": "OpenAI's API over a network of compute nodes, with a receipt for every call.",
     },
     "paths": {
-        "/v1/chat/completions": _call("Chat", ["model", "messages"], streams=True),
-        "/v1/completions": _call("Completions", ["model", "prompt"], streams=True),
-        "/v1/embeddings": _call("Embeddings", ["model", "input"], streams=False),
+        **describe_calls(),
         "/v1/models": _get("Models served now", "OpenAI's list, with prices", 401, 429, key=True),
         "/v1/models/{model}": _get(
-            "One model", "as in the list", 401, 404, 429, parameters=[_parameter("model", "its name")], key=True
+            "One model", "as in the list", 401, 403, 404, 429, parameters=[_parameter("model", "its name")], key=True
         ),
         "/v1/calls/{call_id}/receipt": _get(
             "A call's three records and their proofs; 202 while a proof is still to come",
@@ -186,7 +152,16 @@ OPENAPI: dict[str, Any] = {
             400, 401, 404, 429,
             parameters=[_parameter("call_id", "from x-emc-call-id")], key=True,
         ),
-        "/api/nodes": _get("Connected nodes", "address, models, capacity, last status"),
+        "/api/models": _get(
+            "Models served now or in the last day", "nodes, price, context, quantization, speed, uptime, errors"
+        ),
+        "/api/routers": _get(
+            "Routers that are connected",
+            "address, region, version, nodes, calls in flight, since when, age of the last status",
+        ),
+        "/api/nodes": _get(
+            "Connected nodes", "address, router, models and their speed, breaker, capacity, last status"
+        ),
         "/api/rounds": _get("The last 50 rounds", "the open round and the states"),
         "/api/rounds/{round}": _get("One round", "its results and signatures", 400, 404, parameters=_ROUND),
         "/api/rounds/{round}/bundle": {
@@ -218,6 +193,7 @@ OPENAPI: dict[str, Any] = {
         ),
         "/api/extractions/reports": _REPORT,
         "/api/account": _get("The balance of the key's account", "balance, debt, what is held", 401, 429, key=True),
+        "/api/account/key": _get("The key that asks", "its limits, and what is left of them", 401, 429, key=True),
         "/api/account/statement": _get(
             "The books of the key's account", "opening + moved - used = closing, by round", 400, 401, 429,
             parameters=_ROUNDS, key=True,

@@ -1,101 +1,180 @@
 """The public listener's application: calls take the short way, everything else goes to `cold`.
 
 No framework on the way of a call: one look at the path, the key, the body, then the gateway.
-Invariant: whatever goes wrong before a node answers, the client gets a body in OpenAI's shape.
+Invariants: whatever goes wrong before a node answers, the client gets a body in OpenAI's shape; no byte of
+a body is read without a key; a body is bounded by its route, and all large bodies together.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
+
 import msgspec
 import structlog
+import trio
 
 from emcd.errors import EmcdError
-from emcd.net.http_exchange import ASGIApp, ClientGoneError, Receive, Scope, Send
-from emcd.proto.openai import (
-    ENDPOINTS,
-    Endpoint,
-    RequestError,
-    UpstreamRequest,
-    parse_providers,
-    read_request,
-)
+from emcd.net.http_exchange import ASGIApp, ClientGoneError, DirectApp, Exchange
+from emcd.net.http_request import Request
+from emcd.proto.hashing import keccak
+from emcd.proto.openai import ENDPOINTS, Endpoint, Once, RequestError, UpstreamRequest, read_request
+from emcd.proto.openai_form import drop_boundary, read_boundary
+from emcd.proto.openai_wish import join_wishes
+from emcd.proto.records import request_hash
 from emcd_hub.api.auth import KeyGate
-from emcd_hub.api.error import SERVER, ApiError, from_request_error, wrong_method
-from emcd_hub.api.reply import Reply
+from emcd_hub.api.error import SERVER, ApiError, from_request_error, overloaded, too_large, wrong_method
+from emcd_hub.api.head import CallHead, find_length, read_head
 from emcd_hub.calls.gateway import Gateway
+from emcd_hub.calls.once import OnceDesk
 from emcd_hub.metrics import count_refused
 
-_PROVIDER = b"x-emc-provider"
+_LARGE_BYTES = 1 << 18
+"""A body from this size on is read and hashed beside the loop, which takes up to 50 ms for the largest."""
+_READ_AT_ONCE = 2
+"""How many large bodies are: more would keep the interpreter from the loop."""
+_RETRY_AFTER_S = 5
 
 
-class PublicApp:
-    """ASGI 3."""
+@dataclass(frozen=True)
+class BodyLimits:
+    """How large bodies may be. `bodies_bytes`: of all that come after their heads, together."""
+
+    json_bytes: int
+    form_bytes: int
+    bodies_bytes: int
+
+
+class PublicApp(DirectApp):
+    """The application."""
 
     def __init__(
-        self, gate: KeyGate, gateway: Gateway, cold: ASGIApp, log: structlog.stdlib.BoundLogger
+        self,
+        *,
+        gate: KeyGate,
+        gateway: Gateway,
+        once: OnceDesk,
+        cold: ASGIApp,
+        limits: BodyLimits,
+        log: structlog.stdlib.BoundLogger,
     ) -> None:
         self._gate = gate
         self._gateway = gateway
+        self._once = once
         self._cold = cold
+        self._limits = limits
         self._log = log
+        self._held_bytes = 0
+        self._readers = trio.CapacityLimiter(_READ_AT_ONCE)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = ENDPOINTS.get(scope["path"])
+    async def handle(self, request: Request, exchange: Exchange) -> None:
+        """Answer one request."""
+        endpoint = ENDPOINTS.get(request.head.path)
         if endpoint is None:
-            await self._cold(scope, receive, send)
+            await self._cold(exchange.scope(), exchange.receive, exchange.send)
             return
-        reply = Reply(send)
         try:
-            await self._call(endpoint, scope, receive, reply)
-        except ClientGoneError:
-            raise
+            await self._call(endpoint, request, exchange)
         except RequestError as exc:
-            await self._refuse(reply, from_request_error(exc))
+            await _refuse(exchange, from_request_error(exc))
         except ApiError as exc:
-            await self._refuse(reply, exc)
+            await _refuse(exchange, exc)
         except EmcdError as exc:
+            if exchange.begun:
+                raise  # the server cuts the connection: its client sees no proper end
             self._log.error("call failed", code=exc.code, detail=exc.detail)
-            if reply.begun:
-                raise
-            await self._refuse(reply, ApiError(exc.code, "the hub has a fault", 500, kind=SERVER))
+            await _refuse(exchange, ApiError(exc.code, "the hub has a fault", 500, kind=SERVER))
 
-    async def _call(self, endpoint: Endpoint, scope: Scope, receive: Receive, reply: Reply) -> None:
-        if scope["method"] != "POST":
-            raise wrong_method(scope["method"])
-        key = self._gate.require_key(scope)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError("the client left before its request was whole")
-        body: bytes = message["body"]
-        if message["more_body"]:
-            body += await _read_rest(receive)
-        request = read_request(endpoint, body)
-        for name, value in scope["headers"]:
-            if name == _PROVIDER:
-                request = _with_provider(request, value)
-        await self._gateway.serve(key.account_id, request, reply)
+    async def _call(self, endpoint: Endpoint, request: Request, exchange: Exchange) -> None:
+        head: CallHead | None = request.head.note
+        if head is None or not self._gate.is_live(head.key):
+            if request.method != "POST":
+                raise wrong_method(request.method)
+            head = read_head(endpoint, request.headers, exchange.client, self._gate)
+            request.head.note = head
+        if not request.complete:  # who would be refused anyway is spared the rest of it
+            self._gateway.require_open(head.key)
+        if endpoint.is_form:
+            read_boundary(head.content_type)
+            await self._call_with_large(head, request, exchange, self._limits.form_bytes)
+        elif request.complete:
+            body = await exchange.read_body()
+            if len(body) > self._limits.json_bytes:
+                raise too_large(self._limits.json_bytes)
+            await self._serve(head, body, exchange)
+        else:
+            await self._call_with_large(head, request, exchange, self._limits.json_bytes)
 
-    async def _refuse(self, reply: Reply, error: ApiError) -> None:
-        count_refused(error.code)
-        await reply.whole(error.status, error.headers, error.body)
+    async def _call_with_large(
+        self, head: CallHead, request: Request, exchange: Exchange, limit: int
+    ) -> None:
+        """A body that did not come with its head: its size is held from all that may be here at once,
+        before it is read and until its call ends, for another node may need it.
+        """
+        size = find_length(request.headers)
+        if size is not None and size > limit:
+            raise too_large(limit)
+        held = limit if size is None else size
+        if self._held_bytes + held > max(self._limits.bodies_bytes, limit):
+            raise overloaded("too many large requests are being sent at once", _RETRY_AFTER_S)
+        self._held_bytes += held
+        try:
+            await self._serve(head, await _read_body(exchange, request, limit), exchange)
+        finally:
+            self._held_bytes -= held
+
+    async def _serve(self, head: CallHead, body: bytes, exchange: Exchange) -> None:
+        if len(body) < _LARGE_BYTES:
+            request = read_request(head.endpoint, body, head.content_type)
+        else:
+            self._gateway.require_open(head.key)
+            request = await trio.to_thread.run_sync(_read_large, head, body, limiter=self._readers)
+        wish = join_wishes(request.wish, head.wish)
+        if wish is not request.wish:
+            request = msgspec.structs.replace(request, wish=wish)
+        if not head.once_key:
+            await self._gateway.serve(head.key, request, exchange)
+            return
+        once = await trio.to_thread.run_sync(_make_once, head, request)
+        request = msgspec.structs.replace(request, once=once)
+        await self._once.run(once, exchange, partial(self._gateway.serve, head.key, request))
 
 
-async def _read_rest(receive: Receive) -> bytes:
-    """The rest of a body; its size is the listener's to limit."""
+async def _refuse(exchange: Exchange, error: ApiError) -> None:
+    count_refused(error.code)
+    await exchange.whole(error.status, error.headers, error.body)
+
+
+async def _read_body(exchange: Exchange, request: Request, limit: int) -> bytes:
+    """A body that is not here yet, as far as it may be long. Raises: ApiError 413."""
+    size = find_length(request.headers)
+    if size is not None and size > limit:
+        raise too_large(limit)
     pieces = []
+    size = 0
     while True:
-        message = await receive()
+        message = await exchange.receive()
         if message["type"] == "http.disconnect":
-            raise ClientGoneError("the client left before its request was whole")
-        pieces.append(message["body"])
+            raise ClientGoneError("the client left within its request")
+        piece = message["body"]
+        size += len(piece)
+        if size > limit:
+            raise too_large(limit)
+        pieces.append(piece)
         if not message["more_body"]:
             return b"".join(pieces)
 
 
-def _with_provider(request: UpstreamRequest, value: bytes) -> UpstreamRequest:
-    """The header's choice of nodes. Raises: RequestError EMC-1702."""
-    names = [part.strip() for part in value.decode("latin-1").split(",")]
-    only = parse_providers(list(names))
-    if request.only and set(request.only) != set(only):
-        raise RequestError("EMC-1702", "provider.only and x-emc-provider name different nodes", "provider")
-    return msgspec.structs.replace(request, only=only)
+def _read_large(head: CallHead, body: bytes) -> UpstreamRequest:
+    request = read_request(head.endpoint, body, head.content_type)
+    known = request_hash(request.endpoint.path, request.body, request.content_type)
+    return msgspec.structs.replace(request, known_hash=known)
+
+
+def _make_once(head: CallHead, request: UpstreamRequest) -> Once:
+    """What is remembered of an idempotency key: the account's, and of the request without its boundary."""
+    body = request.body
+    if request.endpoint.is_form:
+        body = drop_boundary(body, read_boundary(request.content_type))
+    key = head.key.account_id.encode() + b"\0" + head.once_key
+    return Once(keccak(key), request_hash(request.endpoint.path, body))

@@ -1,38 +1,41 @@
-"""A response as the call's path sends it, over ASGI's `send`. Nothing is built that was built before."""
+"""A response as the call's path sends it; the HTTP server's own `Exchange` is one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from emcd.net.http_exchange import Send
-
-Headers = Sequence[tuple[bytes, bytes]]
+from emcd.net.http_response import Headers
 
 
-class Reply:
-    """The one response of a request. `begun`: the client may have seen bytes of it."""
+class Reply(Protocol):
+    """The one response of a request. Every method raises ClientGoneError when the client left."""
 
-    __slots__ = ("_send", "begun")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.begun = False
+    @property
+    def begun(self) -> bool:
+        """Whether the client may have seen bytes of it."""
+        ...
 
     async def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a response in one piece."""
-        self.begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        ...
 
-    async def begin(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send the head and a first piece."""
-        self.begun = True
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def begin(
+        self, status: int, headers: Headers, body: bytes = b"", *, trailers: bool = False
+    ) -> None:
+        """Send the head and a first piece; `trailers`: the end may have some, where the client wants them."""
+        ...
 
-    async def more(self, body: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def more(self, piece: bytes) -> None: ...
 
-    async def end(self, body: bytes) -> None:
+    async def end(self, piece: bytes = b"", trailers: Headers = ()) -> None:
         """Send the last piece."""
-        await self._send({"type": "http.response.body", "body": body})
+        ...
+
+
+@runtime_checkable
+class KeepingReply(Reply, Protocol):
+    """A reply that a client gets again when it asks again."""
+
+    def keep(self, status: int, headers: Headers, body: bytes) -> None:
+        """Keep a whole answer without sending it: the client left."""
+        ...

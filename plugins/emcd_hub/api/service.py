@@ -1,4 +1,4 @@
-"""The service's own pages: models, receipts, nodes, health, metrics, the description of the API."""
+"""The service's own pages: models for who has a key, receipts, health, metrics, the description of the API."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from emcd.services import HealthBoard
 from emcd.types import Address
 from emcd_hub.api.auth import KeyGate
 from emcd_hub.api.error import ApiError
+from emcd_hub.api.key_error import barred_model
 from emcd_hub.api.openapi import OPENAPI
 from emcd_hub.api.page import answer
 from emcd_hub.in_force import InForce
-from emcd_hub.nodes.board import NodeBoard, NodeEntry
+from emcd_hub.nodes.board import NodeBoard
 from emcd_hub.records.proof import Pending, find_receipt
 from emcd_hub.rounds.archive_reader import ArchiveReader
 
@@ -46,7 +47,6 @@ class ServicePages:
             Route("/v1/models", self.list_models),
             Route("/v1/models/{model:path}", self.get_model),
             Route("/v1/calls/{call_id}/receipt", self.get_receipt),
-            Route("/api/nodes", self.list_nodes),
             Route("/healthz", self.get_health),
             Route("/readyz", self.get_ready),
             Route("/metrics", self.get_metrics),
@@ -55,12 +55,15 @@ class ServicePages:
 
     async def list_models(self, request: Request) -> Response:
         """OpenAI's list; `manifests` beside it says what exactly is sold under the name."""
-        self.gate.require_key(request.scope)
-        return answer({"object": "list", "data": [self._model(name) for name in self.board.list_models()]})
+        key = self.gate.require_key(request.scope)
+        names = (name for name in self.board.list_models() if key.may_use(name))
+        return answer({"object": "list", "data": [self._model(name) for name in names]})
 
     async def get_model(self, request: Request) -> Response:
-        self.gate.require_key(request.scope)
+        key = self.gate.require_key(request.scope)
         name = request.path_params["model"]
+        if not key.may_use(name):
+            raise barred_model(name)
         if name not in self.board.list_models():
             raise ApiError("EMC-1707", "no node serves that model here", 404, openai_code="model_not_found")
         return answer(self._model(name))
@@ -84,11 +87,6 @@ class ServicePages:
         if isinstance(found, Pending):
             return answer({"state": "pending"}, 202, {"retry-after": str(PENDING_RETRY_S)})
         return answer(to_json(found[1]))
-
-    async def list_nodes(self, _: Request) -> Response:
-        now_ms = self.clock.now_ms()
-        entries = sorted(self.board.list_entries(), key=lambda entry: entry.address.lower())
-        return answer({"nodes": [self._node(entry, now_ms) for entry in entries]})
 
     async def get_health(self, _: Request) -> Response:
         """Whether the process answers at all."""
@@ -126,20 +124,4 @@ class ServicePages:
                 }
                 for info in infos
             ],
-        }
-
-    def _node(self, entry: NodeEntry, now_ms: int) -> dict[str, object]:
-        status = entry.status
-        return {
-            "address": entry.address,
-            "online": self.board.is_online(entry, now_ms),
-            "models": [
-                {"name": name, "model_hash": hex_hash(info.model_hash)}
-                for name, info in sorted(entry.models.items())
-            ],
-            "capacity": status.capacity if status else 0,
-            "in_flight": entry.in_flight,
-            "version": status.version if status else "",
-            "gpu": status.gpu if status else "",
-            "last_status_at_ms": entry.seen_at_ms,
         }

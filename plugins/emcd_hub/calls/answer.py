@@ -1,15 +1,21 @@
-"""A node's whole answer: collected, judged, recorded, then passed on."""
+"""A node's whole answer: collected and judged. Nothing here waits but for the node.
+
+Invariant: an answer counts only with a receipt that fits it; nothing is charged before.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
 from emcd.accounting.usage import Usage, read_usage
 from emcd.proto.control import CallEnd, ResponseHead, decode_part
 from emcd.proto.hashing import keccak
-from emcd.proto.openai import error_body
+from emcd.proto.openai_media import find_answer_type
+from emcd.proto.openai_shape import JSON as JSON_TYPE
+from emcd.proto.openai_shape import error_body
 from emcd.proto.records import CallStatus, Receipt
 from emcd_hub.calls.context import CallContext, NodeFault
 from emcd_hub.calls.receipt_check import Seen, find_receipt_fault, is_on_time
@@ -18,17 +24,36 @@ from emcd_hub.nodes.link import OutgoingCall
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream"
 _CLIENT_FAULTS = frozenset((400, 413, 415, 422))
+_ANY_TOKENS = 2**53
+NO_USAGE = Usage(0, 0)
 LATE = "clock"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """All that came from the node."""
 
     status: int
     content_type: str
     body: bytes
     receipt: Receipt
+
+
+class Judged(NamedTuple):
+    """What an answer is worth, and what the client gets of it. The first five settle the call.
+
+    Attributes:
+        status: how the call ends by it; http_status, content_type, body: the client's answer.
+        remark: what the call's row says of it.
+    """
+
+    status: CallStatus
+    receipt: Receipt
+    body_hash: bytes
+    cost_micro: int
+    remark: str
+    http_status: int
+    content_type: bytes
+    body: bytes
 
 
 def require_status(head: ResponseHead) -> None:
@@ -38,11 +63,23 @@ def require_status(head: ResponseHead) -> None:
 
 
 async def collect_answer(upstream: OutgoingCall, max_bytes: int) -> Answer:
-    """Read a whole answer. Raises: what the tunnel and `require_status` raise."""
+    """Read a whole answer. Raises: what the tunnel and `read_answer` raise."""
     raw_head, body, raw_end = await upstream.whole(max_bytes)
-    head = decode_part(raw_head, ResponseHead)
-    require_status(head)
+    return read_answer(raw_head, body, raw_end)
+
+
+def read_answer(raw_head: bytes, body: bytes, raw_end: bytes) -> Answer:
+    """Raises: RemoteProtocolError EMC-1498; what `require_status` raises."""
+    head = _read_head(raw_head)
+    if head.status != 200:
+        require_status(head)
     return Answer(head.status, head.content_type, body, decode_part(raw_end, CallEnd).receipt)
+
+
+@lru_cache(maxsize=256)
+def _read_head(raw: bytes) -> ResponseHead:
+    """Nearly all heads are the same few."""
+    return decode_part(raw, ResponseHead)
 
 
 def judge_receipt(receipt: Receipt, seen: Seen) -> str:
@@ -59,36 +96,54 @@ def make_seen(
     """What the hub saw of a call that ends now, with an answer of so many bytes."""
     request, call = context.request, context.call
     bound, limit = request.input_bound_tokens, call.info.max_input_tokens
+    output_bound = context.limits.output_bound(request, answer_bytes)
+    if request.endpoint.is_media:  # charged what was reserved at most, whatever the engine counts
+        usage, bound, output_bound = usage or NO_USAGE, _ANY_TOKENS, _ANY_TOKENS
     return Seen(
-        forward_hash=call.forward_hash,
-        response_hash=response_hash,
-        http_status=status,
-        usage=usage,
-        input_bound_tokens=bound if limit is None else min(bound, request.inputs * limit),
-        output_bound_tokens=context.limits.output_bound(request, answer_bytes),
-        started_at_ms=call.forward.started_at_ms,
-        finished_at_ms=context.recorder.now_ms(),
+        call.forward_hash,
+        response_hash,
+        status,
+        usage,
+        bound if limit is None else min(bound, request.inputs * limit),
+        output_bound,
+        call.forward.started_at_ms,
+        context.recorder.now_ms(),
     )
 
 
-async def deliver_answer(context: CallContext, answer: Answer) -> None:
-    """Record a whole answer and send it. Raises: NodeFault while nothing was recorded or sent."""
-    response_hash = keccak(answer.body)
-    success = 200 <= answer.status < 300
-    usage = read_usage(answer.body) if success else None
-    seen = make_seen(context, answer.status, response_hash, usage, len(answer.body))
-    remark = judge_receipt(answer.receipt, seen)
+def make_seen_of_left(
+    context: CallContext, response_hash: bytes, usage: Usage, answer_bytes: int, most_output_tokens: int
+) -> Seen:
+    """What the hub saw of a stream that it stopped, which may have put out so many tokens at most.
+
+    The request's own bounds hold for a sound or an image, too.
+    """
+    request = context.request
+    seen = make_seen(context, 200, response_hash, usage, answer_bytes)
+    output_bound = min(context.limits.output_bound(request, answer_bytes), most_output_tokens)
+    return msgspec.structs.replace(
+        seen,
+        input_bound_tokens=min(seen.input_bound_tokens, request.input_bound_tokens),
+        output_bound_tokens=output_bound,
+    )
+
+
+def judge_answer(context: CallContext, answer: Answer) -> Judged:
+    """Raises: NodeFault for an answer that does not count: another node may do better."""
+    http_status, body, receipt = answer.status, answer.body, answer.receipt
+    response_hash = keccak(body)
+    success = 200 <= http_status < 300
+    kind = find_answer_type(context.request.endpoint, answer.content_type)
+    usage = read_usage(body) if success and kind == JSON_TYPE else None
+    remark = judge_receipt(receipt, make_seen(context, http_status, response_hash, usage, len(body)))
     if not success:
-        await _deliver_refusal(context, answer, response_hash, remark)
-        return
-    cost = context.recorder.cost_of(context.call, answer.receipt.input_tokens, answer.receipt.output_tokens)
-    settled = await context.settle(CallStatus.OK, answer.receipt, response_hash, cost, remark)
-    content_type = JSON if answer.content_type.startswith("application/json") else b"application/octet-stream"
-    headers = context.headers(content_type, b"x-emc-credits", settled.charge.total_micro)
-    await context.reply.whole(answer.status, headers, answer.body)
+        return _judge_refusal(answer, response_hash, remark)
+    status, cost = context.price(receipt)
+    content_type = JSON if kind == JSON_TYPE else kind.encode() or b"application/octet-stream"
+    return Judged(status, receipt, response_hash, cost, remark, http_status, content_type, body)
 
 
-async def _deliver_refusal(context: CallContext, answer: Answer, response_hash: bytes, remark: str) -> None:
+def _judge_refusal(answer: Answer, response_hash: bytes, remark: str) -> Judged:
     """The node says that the request is wrong: its words, if they have OpenAI's shape."""
     body, body_hash = answer.body, response_hash
     if not _is_error_body(body):
@@ -99,8 +154,7 @@ async def _deliver_refusal(context: CallContext, answer: Answer, response_hash: 
             code="invalid_request",
         )
         body_hash = keccak(body)
-    await context.settle(CallStatus.CLIENT_ERROR, answer.receipt, body_hash, 0, remark)
-    await context.reply.whole(answer.status, context.headers(JSON, b"x-emc-credits", 0), body)
+    return Judged(CallStatus.CLIENT_ERROR, answer.receipt, body_hash, 0, remark, answer.status, JSON, body)
 
 
 class _Error(msgspec.Struct, frozen=True):

@@ -8,35 +8,47 @@ its reservation is closed whatever happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
 
+import msgspec
 import trio
 
 from emcd.accounting.price import reservation_ceil
-from emcd.proto.openai import Endpoint, UpstreamRequest
+from emcd.proto.openai import UpstreamRequest
+from emcd.proto.params import ModelPrice
 from emcd.types import Address
-from emcd_hub.api.error import (
-    ApiError,
-    no_credit,
-    no_node,
-    node_failed,
-    overloaded,
-    too_many_calls,
-    unknown_model,
-)
+from emcd_hub.api.error import ApiError, closed, node_failed, overloaded
+from emcd_hub.api.key_error import barred_call, refused_credit
 from emcd_hub.api.reply import Reply
-from emcd_hub.billing.book import AccountBook, Refused, Reservation
+from emcd_hub.billing.admission import admit, find_bar
+from emcd_hub.billing.book import WORTH_WAITING, AccountBook, Refused, Reservation
+from emcd_hub.billing.credit_line import CreditWait
+from emcd_hub.billing.keys import ApiKey
 from emcd_hub.calls.attempt import Attempt
 from emcd_hub.calls.context import CallContext, NodeFault
 from emcd_hub.calls.limits import CallLimits
+from emcd_hub.calls.once_writes import OnceWrites
 from emcd_hub.calls.recorder import CallRecorder, hash_request
+from emcd_hub.calls.sweep import CallSweep
 from emcd_hub.metrics import IN_FLIGHT
-from emcd_hub.nodes.board import NodeBoard, NodeEntry
-from emcd_hub.nodes.routing import NoRoute, choose_node
+from emcd_hub.nodes.board import NodeEntry
+from emcd_hub.nodes.scheduler import Scheduler
 from emcd_hub.nodes.status import ModelInfo
 
 RETRY_AFTER_S = 1
-PICKY_POLL_S = 0.05
+
+
+class Taken(msgspec.Struct, frozen=True, gc=False):
+    """A node that was taken for a call, and what the call holds of its account."""
+
+    entry: NodeEntry
+    info: ModelInfo
+    input_bound_tokens: int
+    held: Reservation
+    now_ms: int
+    price: ModelPrice
 
 
 class Gateway:
@@ -45,26 +57,25 @@ class Gateway:
     def __init__(
         self,
         *,
-        board: NodeBoard,
+        scheduler: Scheduler,
         book: AccountBook,
         recorder: CallRecorder,
         limits: CallLimits,
         is_open: Callable[[], str],
-        draw: Callable[[int], int],
     ) -> None:
         """
         Args:
             is_open: "" while calls are taken, else why not.
-            draw: `draw(n)` is a random number below n, for routing.
         """
-        self._board = board
+        self._scheduler = scheduler
         self._book = book
         self._recorder = recorder
         self._limits = limits
         self._is_open = is_open
-        self._draw = draw
         self._active = 0
         self._idle = trio.Event()
+        self.sweep = CallSweep()
+        """Its `run` is the role's task."""
         IN_FLIGHT.set_function(lambda: self._active)
 
     @property
@@ -72,123 +83,167 @@ class Gateway:
         """Calls between their arrival and their end."""
         return self._active
 
+    @property
+    def once_writes(self) -> OnceWrites:
+        """The rows under way of requests with an Idempotency-Key."""
+        return self._recorder.once_writes
+
     async def wait_idle(self) -> None:
         """Wait until no call is in flight."""
         while self._active:
             self._idle = trio.Event()
             await self._idle.wait()
 
-    async def serve(self, account_id: str, request: UpstreamRequest, reply: Reply) -> None:
-        """Do a call for an account.
+    def require_open(self, key: ApiKey) -> None:
+        """What can be said of a call before its body is read. Nothing is counted. Raises: ApiError."""
+        reason = self._is_open()
+        if reason:
+            raise closed(reason, RETRY_AFTER_S)
+        now_ms = self._recorder.now_ms()
+        if key.limits is not None:
+            barred = find_bar(key.limits, key.meter, now_ms)
+            if barred is not None:
+                raise barred_call(barred, key, "", now_ms)
+        refused = self._book.find_bar(key)
+        if refused is Refused.INSUFFICIENT and self._recorder.has_free_model(now_ms):
+            refused = None
+        if refused is not None:
+            raise refused_credit(refused, key, 0, now_ms)
+
+    async def serve(self, key: ApiKey, request: UpstreamRequest, reply: Reply) -> None:
+        """Do a call for a key's account.
 
         Raises: ApiError while nothing was sent to the client; FatalError when the ledger fails.
         Cancellation: the client left; what was produced is recorded and charged.
         """
-        closed = self._is_open()
-        if closed:
-            raise overloaded(closed, RETRY_AFTER_S)
+        reason = self._is_open()
+        if reason:
+            raise closed(reason, RETRY_AFTER_S)
         if self._active >= self._limits.max_calls:
             raise overloaded("the hub is at its limit of calls in flight", RETRY_AFTER_S)
+        meter = key.meter
+        if key.limits is not None:
+            now_ms = self._recorder.now_ms()
+            barred = admit(key.limits, meter, request.model, now_ms)
+            if barred is not None:
+                raise barred_call(barred, key, request.model, now_ms)
+        meter.calls += 1
         self._active += 1
         try:
-            await self._try_nodes(account_id, request, reply)
+            await self._try_nodes(key, request, reply)
         finally:
+            meter.calls -= 1
             self._active -= 1
             if not self._active:
                 self._idle.set()
 
-    async def _try_nodes(self, account_id: str, request: UpstreamRequest, reply: Reply) -> None:
+    async def _try_nodes(self, key: ApiKey, request: UpstreamRequest, reply: Reply) -> None:
         failed: list[Address] = []
         fault = ""
-        began_at = trio.current_time()
+        began_at = perf_counter()
         hash_of_request = hash_request(request)
         while len(failed) < self._limits.max_attempts:
             try:
-                entry = await self._route(request, failed)
+                taken = self._take_now(key, request, failed)
+                if taken is None:
+                    taken = await self._take(key, request, failed)
             except ApiError:
                 if failed:
                     break
                 raise
-            info = entry.models[request.model]
-            input_bound = _input_bound(request, info)
+            attempt: Attempt | None = None
+            entry, held = taken.entry, taken.held
             try:
-                held = self._reserve(account_id, request, info, input_bound)
-            except ApiError:
-                self._board.pass_on(request.endpoint, request.model)  # the room it was woken for
-                raise
-            try:
-                call = self._recorder.open(request, hash_of_request, entry.address, info, held)
+                call = self._recorder.open(
+                    request, hash_of_request, entry.address, entry.router, taken.info, held, taken.price,
+                    taken.now_ms,
+                )  # fmt: skip
                 context = CallContext(request, call, reply, self._recorder, self._limits, began_at)
-                await Attempt(context, entry, self._board, self._book, input_bound).run()
+                attempt = Attempt(
+                    context, entry, self._scheduler, self._book, self.sweep, taken.input_bound_tokens
+                )
+                await attempt.run()
                 return
             except NodeFault as exc:
                 failed.append(entry.address)
                 fault = exc.detail
             finally:
                 self._book.release(held)
+                if attempt is None:
+                    self._scheduler.give_back(entry)
         raise node_failed(f"{len(failed)} node(s) failed the call; the last: {fault}")
 
+    def _take_now(self, key: ApiKey, request: UpstreamRequest, failed: Sequence[Address]) -> Taken | None:
+        """The usual way: a node is free, and so is the credit. None: `_take`. Raises: ApiError."""
+        entry = self._scheduler.route_now(request, failed)
+        if entry is None:
+            return None
+        taken = self._reserve(key, request, entry, None)
+        return taken if isinstance(taken, Taken) else None
+
+    async def _take(self, key: ApiKey, request: UpstreamRequest, failed: Sequence[Address]) -> Taken:
+        """A node, and what the call can cost there. Where calls in flight hold the credit, it waits a moment
+        for that, and then looks for a node again. Raises: ApiError.
+        """
+        wait: CreditWait | None = None
+        try:
+            while True:
+                entry = self._scheduler.route_now(request, failed)
+                if entry is None:
+                    with self._waiting(key):
+                        entry = await self._scheduler.route(request, failed)
+                taken = self._reserve(key, request, entry, wait)
+                if isinstance(taken, Taken):
+                    return taken
+                if wait is None:
+                    wait = CreditWait(self._book, key, self._limits.credit_wait_s)
+                with self._waiting(key):
+                    await wait.wait(taken)
+        finally:
+            if wait is not None:
+                wait.close()
+
+    @contextmanager
+    def _waiting(self, key: ApiKey) -> Iterator[None]:
+        """A call that waits is one of its account's: nobody fills the line for all. Raises: ApiError."""
+        refused = self._book.begin_wait(key)
+        if refused is not None:
+            raise refused_credit(refused, key, 0, self._recorder.now_ms())
+        try:
+            yield
+        finally:
+            self._book.end_wait(key)
+
     def _reserve(
-        self, account_id: str, request: UpstreamRequest, info: ModelInfo, input_bound: int
-    ) -> Reservation:
-        """Hold what the call can cost. A stream may begin with less: it is cut when that is used up."""
+        self, key: ApiKey, request: UpstreamRequest, entry: NodeEntry, wait: CreditWait | None
+    ) -> Taken | Refused:
+        """Hold what the call can cost at a node that was taken for it; else the node is given back.
+
+        A stream may begin with less: it is cut when that is used up.
+        Returns: why not, where it is worth waiting. Raises: ApiError.
+        """
+        info = entry.models[request.model]
+        now_ms = self._recorder.now_ms()
+        input_bound = _input_bound(request, info)
         output = request.output_bound_tokens
         if output is None:
             output = self._limits.default_output_tokens * request.choices
-        price = self._recorder.price_now(info)
-        wanted = reservation_ceil(price, input_bound, output)
-        least = wanted
+        price = self._recorder.price_at(info, now_ms)
+        wanted = least = reservation_ceil(price, input_bound, output)
         if request.stream:
             few = min(output, self._limits.least_output_tokens * request.choices)
             least = reservation_ceil(price, input_bound, few)
-        held = self._book.reserve(account_id, wanted, least)
+        tokens = input_bound + output
+        if wait is None:
+            held = self._book.reserve(key, wanted, least, now_ms, tokens)
+        else:
+            held = self._book.reserve(key, wanted, least, now_ms, tokens, wait.place, wait.is_over)
         if isinstance(held, Reservation):
+            return Taken(entry, info, input_bound, held, now_ms, price)
+        self._scheduler.give_back(entry)
+        if held in WORTH_WAITING and (wait is None or not wait.is_over):
             return held
-        if held is Refused.TOO_MANY_CALLS:
-            raise too_many_calls(RETRY_AFTER_S)
-        raise no_credit()
-
-    async def _route(self, request: UpstreamRequest, failed: Sequence[Address]) -> NodeEntry:
-        """The node for the next attempt, waiting in line for room where all are busy. Raises: ApiError.
-
-        Who can't take every node of the model looks now and then instead: in the line it would be
-        woken for room that it can't use.
-        """
-        board, endpoint, model = self._board, request.endpoint, request.model
-        is_picky = bool(request.only or failed)
-        if is_picky or not board.must_queue(endpoint, model):
-            choice = self._choose(request, failed)
-            if isinstance(choice, NodeEntry):
-                return choice
-        if board.count_waiting() >= self._limits.max_waiting:
-            raise overloaded("too many calls wait for a node", RETRY_AFTER_S)
-        with trio.move_on_after(self._limits.queue_timeout_s):
-            while True:
-                if is_picky:
-                    await trio.sleep(PICKY_POLL_S)
-                else:
-                    await board.wait_room(endpoint, model)
-                choice = self._choose(request, failed)
-                if isinstance(choice, NodeEntry):
-                    return choice
-        raise overloaded("every node of the model is busy", RETRY_AFTER_S)
-
-    def _choose(self, request: UpstreamRequest, failed: Sequence[Address]) -> NodeEntry | NoRoute:
-        """Raises: ApiError where no node fits, busy or not."""
-        candidates = self._board.candidates(request.endpoint, request.model)
-        choice = choose_node(candidates, only=request.only, exclude=failed, draw=self._draw)
-        if choice is NoRoute.NONE:
-            raise self._nobody(request.endpoint, request.model, bool(candidates))
-        return choice
-
-    def _nobody(self, endpoint: Endpoint, model: str, others: bool) -> ApiError:
-        if others:
-            return no_node("none of the chosen nodes is online with this model", RETRY_AFTER_S)
-        if self._board.knows_model(endpoint, model):
-            return no_node(f"no node serves {model[:80]!r} at the moment", RETRY_AFTER_S)
-        if self._board.is_empty:  # just started, most likely: what exists is not known
-            return no_node("no node is connected", RETRY_AFTER_S)
-        return unknown_model(model)
+        raise refused_credit(held, key, tokens, now_ms)
 
 
 def _input_bound(request: UpstreamRequest, info: ModelInfo) -> int:

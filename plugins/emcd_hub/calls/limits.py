@@ -17,12 +17,12 @@ class CallLimits:
     least_output_tokens: int = 16
     max_attempts: int = 3
     head_timeout_s: float = 60.0
+    answer_head_timeout_s: float = 300.0
     idle_timeout_s: float = 60.0
     call_timeout_s: float = 600.0
     answer_bytes: int = 64 * 1024 * 1024
-    queue_timeout_s: float = 10.0
-    max_waiting: int = 1024
     max_calls: int = 2048
+    credit_wait_s: float = 2.0
     record_timeout_s: float = 30.0
 
     def output_bound(self, request: UpstreamRequest, answer_bytes: int) -> int:

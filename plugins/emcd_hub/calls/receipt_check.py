@@ -6,21 +6,17 @@ charged on its word. One whose times are off is kept; it proves the work, it onl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
+from emcd.accounting.event_stream import TEMPLATE_TOKENS
 from emcd.accounting.usage import Usage
 from emcd.proto.params import MAX_CLOCK_SKEW_MS
 from emcd.proto.records import Receipt
 
-TEMPLATE_TOKENS = 1024
-"""What an engine's chat template may add to the tokens of the request itself."""
-
-
 _MAX_NUMBER = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """What the hub saw of the call. `usage` is what the answer's body states; the bounds hold for its tokens."""
 
     forward_hash: bytes

@@ -1,98 +1,39 @@
-"""Server-sent events of a streamed completion, cut out of whatever pieces they come in. Pure.
+"""The events that the hub itself writes into a stream: a cut by the budget, an error. Pure.
 
-Invariants: bytes are never changed, only grouped or left out; memory is bounded.
+What a node sends is read by `emcd.accounting.event_stream`. Invariant: whatever the hub ends early, it
+ends in the way that the endpoint's clients know.
 """
 
 from __future__ import annotations
 
-import re
-from enum import Enum
 from typing import Any
 
 import msgspec
 
-from emcd.accounting.usage import Usage, read_usage
-from emcd.errors import RemoteProtocolError
-from emcd.proto.openai import Endpoint
+from emcd.accounting.event_stream import event_data
+from emcd.accounting.usage import Usage
+from emcd.proto.openai_shape import Endpoint
 
-MAX_EVENT_BYTES = 1 << 20
-_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
-_DONE = b"[DONE]"
 _encode = msgspec.json.Encoder().encode
-
-
-class EventKind(Enum):
-    CONTENT = 1
-    USAGE = 2  # the chunk that only reports usage
-    DONE = 3
-    OTHER = 4  # comments, other fields
-
-
-class EventSplitter:
-    """Whole events, each with the blank line that ends it."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, piece: bytes) -> list[bytes]:
-        """Take the next bytes. Raises: RemoteProtocolError EMC-1726 when an event does not end."""
-        data = self._rest + piece if self._rest else piece
-        events = []
-        at = 0
-        for match in _END.finditer(data):
-            events.append(data[at : match.end()])
-            at = match.end()
-        self._rest = data[at:]
-        if len(self._rest) > MAX_EVENT_BYTES:
-            raise RemoteProtocolError("EMC-1726", f"an event of more than {MAX_EVENT_BYTES} bytes")
-        return events
-
-    def take_rest(self) -> bytes:
-        """What came after the last whole event, once the stream is over."""
-        rest, self._rest = self._rest, b""
-        return rest
-
-
-def event_data(event: bytes) -> bytes:
-    """The data of an event of one data line, as OpenAI's streams have them; b"" for none."""
-    line = event.strip()
-    return line[5:].strip() if line.startswith(b"data:") else b""
-
-
-def classify_event(event: bytes) -> tuple[EventKind, Usage | None]:
-    """What an event is, and the usage it reports."""
-    data = event_data(event)
-    if not data:
-        return EventKind.OTHER, None
-    if data == _DONE:
-        return EventKind.DONE, None
-    if b'"usage"' not in data:
-        return EventKind.CONTENT, None
-    usage = read_usage(data)
-    if usage is not None and _has_no_choices(data):
-        return EventKind.USAGE, usage
-    return EventKind.CONTENT, usage
+DONE_EVENT = b"data: [DONE]\n\n"
 
 
 def make_event(value: Any) -> bytes:
     return b"data: " + _encode(value) + b"\n\n"
 
 
-DONE_EVENT = b"data: [DONE]\n\n"
+def make_cut(endpoint: Endpoint, first: bytes, usage: Usage | None, sequence: int = 0) -> bytes:
+    """The end of a stream that the budget cut, as if max_tokens had been reached.
 
-
-def make_cut(endpoint: Endpoint, first: bytes, usage: Usage | None) -> bytes:
-    """The end of a stream that the budget cut: finish_reason "length", usage if asked for, [DONE].
+    Completions: finish_reason "length", usage if asked for, [DONE]; responses: `response.incomplete`.
 
     Args:
-        first: the first content event, whose id, model and time the last one repeats.
+        first: the first event, whose id, model and time (or response) the last one repeats.
+        sequence: how many events came before.
     """
-    try:
-        like = msgspec.json.decode(event_data(first))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        like = None
-    if not isinstance(like, dict):
-        like = {}
+    like = _read(first)
+    if endpoint is Endpoint.RESPONSES:
+        return _make_incomplete(like, usage, sequence)
     chat = endpoint is Endpoint.CHAT
     head = {name: like[name] for name in ("id", "object", "created", "model") if name in like}
     head.setdefault("object", "chat.completion.chunk" if chat else "text_completion")
@@ -108,15 +49,40 @@ def make_cut(endpoint: Endpoint, first: bytes, usage: Usage | None) -> bytes:
     return out + DONE_EVENT
 
 
-class _Choices(msgspec.Struct, frozen=True):
-    choices: list[msgspec.Raw] = []
+def make_error(endpoint: Endpoint, body: bytes, sequence: int = 0) -> bytes:
+    """An error body as a stream's last event.
+
+    Clients of every endpoint look for `error` in the data; those of responses know the type `error`, too.
+    """
+    if endpoint is not Endpoint.RESPONSES:
+        return b"data: " + body + b"\n\n"
+    error = msgspec.json.decode(body)["error"]
+    told = {name: error[name] for name in ("code", "message", "param")}
+    return b"event: error\n" + make_event(
+        {"type": "error", "sequence_number": sequence, **told, "error": error}
+    )
 
 
-_decode_choices = msgspec.json.Decoder(_Choices).decode
+def _make_incomplete(like: dict[str, Any], usage: Usage | None, sequence: int) -> bytes:
+    response = like.get("response")
+    response = dict(response) if isinstance(response, dict) else {"object": "response", "output": []}
+    response["status"] = "incomplete"
+    response["incomplete_details"] = {"reason": "max_output_tokens"}
+    if usage is not None:
+        response["usage"] = {
+            "input_tokens": usage.input_tokens,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": usage.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage.input_tokens + usage.output_tokens,
+        }
+    event = {"type": "response.incomplete", "sequence_number": sequence, "response": response}
+    return b"event: response.incomplete\n" + make_event(event)
 
 
-def _has_no_choices(data: bytes) -> bool:
+def _read(event: bytes) -> dict[str, Any]:
     try:
-        return not _decode_choices(data).choices
+        value = msgspec.json.decode(event_data(event))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return False
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -16,9 +16,10 @@ import trio
 from emcd.clock import Clock
 from emcd.ledger import Connection, Ledger
 from emcd.metrics import counter
-from emcd.proto.control import ProofMessage, encode
+from emcd.proto.batch_proof import is_whole_smaller
+from emcd.proto.control import BatchProofMessage, ProofMessage, encode
 from emcd.proto.eip712 import Domain
-from emcd.proto.merkle import build_proof, build_tree, record_leaf
+from emcd.proto.merkle import build_proof, build_tree, record_leaves
 from emcd.proto.records import BATCH_MS, BATCH_RECORDS, Delivery, RecordBatch, RecordKind, RecordProof
 from emcd.proto.signing import Signer
 from emcd.types import Address, Hash
@@ -26,15 +27,15 @@ from emcd_hub.records.batch_row import StoredBatch, insert_batches, insert_late_
 from emcd_hub.records.unsigned import UnsignedDelivery
 
 Notify = Callable[[Address, bytes], Awaitable[None]]
+_RINGS = (1, BATCH_RECORDS)
+"""How many wait when the task that signs is told."""
 
 _BATCHES = counter("emcd_hub_batches_signed_total", "Record batches signed, by kind.", ("kind",))
 _RECORDS = counter("emcd_hub_records_signed_total", "Records in signed batches, by kind.", ("kind",))
 
 
-class _Waiting(NamedTuple):
-    record_hash: bytes
-    node: Address
-    delivery: Delivery | None = None
+_Waiting = tuple[bytes, Address, Delivery | None]
+"""A record's hash, its node, and the record itself where the node has not seen it."""
 
 
 class _Signed(NamedTuple):
@@ -54,20 +55,30 @@ class Batcher:
         self._ledger = ledger
         self._clock = clock
         self._notify = notify
-        self._queues: dict[RecordKind, list[_Waiting]] = {RecordKind.FORWARD: [], RecordKind.DELIVERY: []}
+        self._forwards: list[_Waiting] = []
+        self._deliveries: list[_Waiting] = []
         self._has_late = False
         self._first = trio.Event()
         self._full = trio.Event()
 
-    def add(
-        self, kind: RecordKind, record_hash: bytes, node: Address, delivery: Delivery | None = None
-    ) -> None:
-        """Queue a record; it is signed within `BATCH_MS`. A delivery goes to its node with its proof."""
-        queue = self._queues[kind]
-        queue.append(_Waiting(record_hash, node, delivery))
-        if len(queue) == 1:
+    def add_forward(self, record_hash: bytes, node: Address) -> None:
+        """Queue a forward; it is signed within `BATCH_MS`."""
+        queue = self._forwards
+        queue.append((record_hash, node, None))
+        if len(queue) in _RINGS:
+            self._ring(len(queue))
+
+    def add_delivery(self, record_hash: bytes, node: Address, delivery: Delivery) -> None:
+        """Queue a delivery; it is signed within `BATCH_MS`, and goes to its node with its proof."""
+        queue = self._deliveries
+        queue.append((record_hash, node, delivery))
+        if len(queue) in _RINGS:
+            self._ring(len(queue))
+
+    def _ring(self, waiting: int) -> None:
+        if waiting == 1:
             self._first.set()
-        elif len(queue) == BATCH_RECORDS:
+        else:
             self._full.set()
 
     def restore(
@@ -78,10 +89,10 @@ class Batcher:
         Their batches are found by the records, for they come long after them.
         """
         for record_hash, node in forwards:
-            self.add(RecordKind.FORWARD, record_hash, node)
+            self.add_forward(record_hash, node)
         for item in deliveries:
-            self.add(RecordKind.DELIVERY, item.record_hash, item.node, item.delivery)
-        self._has_late = any(self._queues.values())
+            self.add_delivery(item.record_hash, item.node, item.delivery)
+        self._has_late = bool(self._forwards or self._deliveries)
 
     async def run(self) -> None:
         """Sign until cancelled. Cancellation: what waits is queued again at the next start."""
@@ -95,7 +106,10 @@ class Batcher:
         """Sign and store all that waits now."""
         self._first, self._full = trio.Event(), trio.Event()
         made: list[_Signed] = []
-        for kind, queue in self._queues.items():
+        for kind, queue in (
+            (RecordKind.FORWARD, self._forwards),
+            (RecordKind.DELIVERY, self._deliveries),
+        ):
             for start in range(0, len(queue), BATCH_RECORDS):
                 records = queue[start : start + BATCH_RECORDS]
                 made.append(self._sign(kind, records))
@@ -118,26 +132,35 @@ class Batcher:
 
     def _sign(self, kind: RecordKind, records: list[_Waiting]) -> _Signed:
         now_ms = self._clock.now_ms()
-        tree = build_tree([record_leaf(item.record_hash) for item in records])
+        hashes = tuple([item[0] for item in records])
+        tree = build_tree(record_leaves(hashes))
         batch = RecordBatch(self._signer.address, kind, tree[0], len(records), now_ms)
         signature = self._signer.sign(self._domain, batch)
         _BATCHES.labels(kind.name.lower()).inc()
         _RECORDS.labels(kind.name.lower()).inc(len(records))
-        stored = StoredBatch(batch, signature, tuple(item.record_hash for item in records), now_ms)
+        stored = StoredBatch(batch, signature, hashes, now_ms)
         return _Signed(stored, records, tree)
 
     async def _tell(self, signed: _Signed) -> None:
         """Send every node the proofs of its records; one that is away does without."""
         stored, tree = signed.stored, signed.tree
         by_node: dict[Address, list[int]] = {}
-        for index, item in enumerate(signed.records):
-            by_node.setdefault(item.node, []).append(index)
+        for index, (_, node, _) in enumerate(signed.records):
+            own = by_node.get(node)
+            if own is None:
+                by_node[node] = [index]
+            else:
+                own.append(index)
+        joined = b"".join(stored.record_hashes)
         for node, indexes in by_node.items():
+            found = tuple([item for index in indexes if (item := signed.records[index][2]) is not None])
+            if is_whole_smaller(len(indexes), len(signed.records)):
+                whole = BatchProofMessage(stored.batch, stored.signature, joined, tuple(indexes), found)
+                await self._notify(node, encode(whole))
+                continue
             proofs = tuple(
                 RecordProof(stored.batch, stored.signature, index, tuple(build_proof(tree, index)))
                 for index in indexes
             )
             hashes = tuple(stored.record_hashes[index] for index in indexes)
-            found = (signed.records[index].delivery for index in indexes)
-            message = ProofMessage(hashes, proofs, tuple(item for item in found if item is not None))
-            await self._notify(node, encode(message))
+            await self._notify(node, encode(ProofMessage(hashes, proofs, found)))

@@ -9,7 +9,7 @@ is owed too long is forgotten (its call stays in the ledger, unproven).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from emcd.clock import Clock
@@ -24,6 +24,7 @@ from emcd.proto.signing import require_signer
 from emcd.types import Address
 from emcd_hub.records.batch_row import (
     LATE_AFTER_MS,
+    LOOK_BEFORE_MS,
     StoredBatch,
     has_batch,
     insert_batches,
@@ -59,19 +60,33 @@ class ReceiptDesk:
         self._keep_ms = keep_ms
         self._owed: dict[Address, dict[bytes, int]] = {}  # by node: when the call of each ended
         self._count = 0
+        self._early: dict[Address, dict[bytes, int]] = {}
+        """By node: records of stored batches that nobody owed yet, and since when they are on disk."""
         self._storing: set[bytes] = set()
         self._parked: list[_Parked] = []
         self._allowance: dict[Address, int] = {}
 
     def expect(self, receipt_hash: bytes, node: Address, finished_at_ms: int) -> None:
-        """A receipt came with its call; its batch must follow. Of one node's too many the oldest goes."""
-        own = self._owed.get(node, {})
+        """A receipt came with its call; its batch must follow, or was a little quicker. Of one node's too
+        many the oldest goes.
+        """
+        early = self._early.get(node)
+        if early is not None:
+            since_ms = early.pop(receipt_hash, None)
+            if since_ms is not None and finished_at_ms - since_ms <= LOOK_BEFORE_MS:
+                self._allow(node, 1)
+                return
+        own = self._owed.get(node)
+        if own is None:
+            own = self._owed[node] = {}
         if len(own) >= MAX_OWED_BY_NODE:
-            self._drop(node, next(iter(own)))
-        if self._count < MAX_OWED:
-            own = self._owed.setdefault(node, {})
+            del own[next(iter(own))]
+            self._count -= 1
+        if self._count < MAX_OWED or receipt_hash in own:
             self._count += receipt_hash not in own
             own[receipt_hash] = finished_at_ms
+        elif not own:
+            del self._owed[node]
 
     def restore(self, receipts: Iterable[tuple[bytes, Address, int]]) -> None:
         """Take what is owed according to the ledger, at start."""
@@ -118,15 +133,32 @@ class ReceiptDesk:
             for receipt_hash, finished_at_ms in list(own.items()):
                 if finished_at_ms > now_ms - self._keep_ms:
                     break  # in the order of time, but for what was restored
-                self._drop(node, receipt_hash)
+                self._drop(node, (receipt_hash,))
+        for node, early in list(self._early.items()):
+            for record_hash, since_ms in list(early.items()):
+                if since_ms >= now_ms - PARKED_MS:
+                    break
+                del early[record_hash]
+            if not early:
+                del self._early[node]
         _OWED.set(self._count)
 
-    def _drop(self, node: Address, receipt_hash: bytes) -> None:
+    def _drop(self, node: Address, hashes: Sequence[bytes]) -> list[bytes]:
+        """Returns: those that were not owed."""
         own = self._owed.get(node, {})
-        if own.pop(receipt_hash, None) is not None:
-            self._count -= 1
-            if not own:
-                del self._owed[node]
+        others = [item for item in hashes if own.pop(item, None) is None]
+        self._count -= len(hashes) - len(others)
+        if not own:
+            self._owed.pop(node, None)
+        return others
+
+    def _note_early(self, node: Address, hashes: Sequence[bytes], now_ms: int) -> None:
+        """Their calls may be about to end; or they are another batch's, or nobody's."""
+        if hashes:
+            early = self._early.setdefault(node, {})
+            early.update(dict.fromkeys(hashes, now_ms))
+            while len(early) > MAX_OWED_BY_NODE:
+                del early[next(iter(early))]
 
     def _require(self, node: Address, message: BatchMessage) -> None:
         batch, hashes = message.batch, message.record_hashes
@@ -134,7 +166,7 @@ class ReceiptDesk:
             raise RemoteProtocolError("EMC-1725", f"a batch of kind {batch.kind} signed by {batch.signer}")
         if not 0 < len(hashes) <= BATCH_RECORDS or batch.count != len(hashes):
             raise RemoteProtocolError("EMC-1725", f"{len(hashes)} records in a batch of {batch.count}")
-        if any(len(item) != 32 for item in hashes) or len(set(hashes)) != len(hashes):
+        if set(map(len, hashes)) != {32} or len(set(hashes)) != len(hashes):
             raise RemoteProtocolError("EMC-1725", "a record hash is not 32 bytes, or stands twice")
         if not 0 <= batch.signed_at_ms <= self._clock.now_ms() + MAX_CLOCK_SKEW_MS:
             raise RemoteProtocolError("EMC-1725", "the batch is from the future, or from before all time")
@@ -165,9 +197,9 @@ class ReceiptDesk:
             await self._ledger.write(store)
         finally:
             self._storing.difference_update(brought)
-        for item in brought:
-            self._drop(node, item)
-        self._allow(node, len(brought))
+        others = self._drop(node, message.record_hashes)
+        self._note_early(node, others, now_ms)
+        self._allow(node, len(message.record_hashes) - len(others))
         _TAKEN.labels("late" if late else "stored").inc()
         return True
 
