@@ -8,7 +8,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev run smoke stop test test-fast test-deep lint types bench contracts vectors clean
+.PHONY: help install dev run smoke stop test test-fast test-deep lint types bench bench-quick soak fuzz contracts vectors clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -58,8 +58,17 @@ lint: $(DEV_STAMP)  ## ruff and the import rules
 types: $(DEV_STAMP)  ## mypy --strict
 	$(BIN)/mypy
 
-bench: $(DEV_STAMP)  ## the benchmarks; ratios go to bench-results.json
+bench: $(DEV_STAMP)  ## the gateway beside nginx, LiteLLM and Portkey, in minutes; to bench-results.json
 	$(BIN)/python -m tests.bench.run --out bench-results.json
+
+bench-quick: $(DEV_STAMP)  ## a look in a minute: without the others, in short windows
+	$(BIN)/python -m tests.bench.run --quick --out bench-results.json
+
+soak: $(DEV_STAMP)  ## a hub under load for MINUTES (10): memory, books, nothing lost
+	$(BIN)/python -m tests.bench.run --only soak --minutes $(or $(MINUTES),10) --out soak-results.json
+
+fuzz: $(DEV_STAMP)  ## requests, mutated, against the HTTP parser for MINUTES (10)
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_http_parser.py --seconds $$((60 * $(or $(MINUTES),10)))
 
 contracts: $(DEV_STAMP)  ## compile the contracts anew into emcd/chain/contracts/artifacts
 	$(BIN)/python -m emcd.chain.contracts.compile

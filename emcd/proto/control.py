@@ -153,13 +153,7 @@ class RouterStatusMessage(msgspec.Struct, frozen=True, tag="router", forbid_unkn
 
 
 Control = (
-    StatusMessage
-    | BatchMessage
-    | ProofMessage
-    | BatchProofMessage
-    | NoticeMessage
-    | StatusRequest
-    | Accepted
+    StatusMessage | BatchMessage | ProofMessage | BatchProofMessage | NoticeMessage | StatusRequest | Accepted
 )
 RouterControl = RelayMessage | RelayTaken | RelayGone | RelayLive | RouterStatusMessage | NoticeMessage
 

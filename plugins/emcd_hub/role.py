@@ -155,7 +155,9 @@ class HubRole:
         needed = self._config.max_tunnels + self._config.max_connections + OTHER_FILES
         allowed = ensure_open_files(needed)
         if allowed < needed:
-            self._ctx.log.warning("too few open files are allowed (ulimit -n)", needed=needed, allowed=allowed)
+            self._ctx.log.warning(
+                "too few open files are allowed (ulimit -n)", needed=needed, allowed=allowed
+            )
 
     async def _listen(self, nursery: trio.Nursery, plane: CallPlane) -> None:
         config, ctx = self._config, self._ctx

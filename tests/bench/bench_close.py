@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -27,6 +27,7 @@ import trio
 
 from emcd.accounting.price import charge_call_ceil, price_of
 from emcd.bundle_file import audit_file
+from emcd.daemon.life import SWITCH_INTERVAL_S
 from emcd.ledger import open_ledger
 from emcd.proto.bundle import StatusEntry
 from emcd.proto.hashing import keccak
@@ -51,12 +52,19 @@ from emcd_hub.records.call_row import CallRow, insert_calls
 from emcd_hub.rounds.view import fetch_view
 from emcd_hub.rounds.view_row import upsert_view
 from emcd_hub.schema import MIGRATIONS
-from tests.bench.bench_hub import EMBED, _node, cpu_s, load, make_request
+from tests.bench.client import Load, finish, opened, run_closed
+from tests.bench.hub_process import Apart, be_ready, run_apart, run_null_node
+from tests.bench.process_use import cpu_s, family
+from tests.bench.statistic import percentile
+from tests.bench.window import Case, Target, make_ask
 from tests.support.hub_rounds import StubChain
 from tests.support.hub_world import DOMAIN, HUB_KEY, make_deployment, running_world
 
 ROUND_S = 7200
-SERVED = 32
+SERVED = Case("while closing", 32)
+SETTLED_S = 10.0
+LOOK_S = 0.01
+SHARES = {"median": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -147,7 +155,7 @@ def _make_small(key: Any, record_hash: bytes, at_ms: int) -> StoredBatch:
 
 
 async def build(folder: Path, genesis_s: int, nodes: int, calls: int) -> None:
-    chain = make_chain(genesis_s, nodes)
+    chain: Any = make_chain(genesis_s, nodes)
     async with open_ledger(folder / "ledger.db", {"hub": MIGRATIONS}) as ledger:
         account, _ = await create_account(ledger, "payer", 10**9)
         micro = (10**15,)
@@ -157,36 +165,32 @@ async def build(folder: Path, genesis_s: int, nodes: int, calls: int) -> None:
         await ledger.write(Filler(chain, calls, account.account_id).fill)
 
 
-def _hub(pipe: Connection, folder: Path, genesis_s: int, nodes: int) -> None:
+def _hub(pipe: Connection, folder: str, genesis_s: int, nodes: int) -> None:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     lags: list[float] = []
 
     async def measure_lag() -> None:
         while True:
             before = trio.current_time()
-            await trio.sleep(0.01)
-            lags.append(trio.current_time() - before - 0.01)
+            await trio.sleep(LOOK_S)
+            lags.append(trio.current_time() - before - LOOK_S)
 
     async def main() -> None:
         chain = make_chain(genesis_s, nodes)
-        chain.nodes.append(make_key("node-0").address)
         settings: dict[str, Any] = {"granted_micro": 10**15, "max_calls_per_account": 4096, "admit": "staked"}
-        async with running_world(folder, deployment=chain.deployment, chain=chain, **settings) as world:
+        async with running_world(Path(folder), deployment=chain.deployment, chain=chain, **settings) as world:
             world.nursery.start_soon(measure_lag)
-            pipe.send((world.role.ports, world.api_key))
+            be_ready(pipe, (world.role.ports, world.api_key))
             while not await world.rows("SELECT 1 FROM hub_seals WHERE round = 0"):
                 await trio.sleep(0.05)
-            closing, seconds = sorted(lags), CLOSE_SECONDS._sum.get()
+            pipe.send((CLOSE_SECONDS._sum.get(), list(lags)))
             lags.clear()
-            pipe.send((seconds, closing))
             await trio.sleep(SETTLED_S)
-            pipe.send((0.0, sorted(lags)))
+            pipe.send((0.0, list(lags)))
             await trio.sleep_forever()
 
     trio.run(main)
-
-
-SETTLED_S = 10.0
 
 
 class Watch:
@@ -198,11 +202,10 @@ class Watch:
 
     def look(self) -> None:
         self.hub_mb = max(self.hub_mb, self._peak_mb(self._pid))
-        for task in Path(f"/proc/{self._pid}/task").iterdir():
+        for child in family(self._pid)[1:]:
             with suppress(OSError):
-                for child in (task / "children").read_text("ascii").split():
-                    self.child_mb = max(self.child_mb, self._peak_mb(int(child)))
-                    self.child_cpu_s = max(self.child_cpu_s, cpu_s(int(child)))
+                self.child_mb = max(self.child_mb, self._peak_mb(child))
+                self.child_cpu_s = max(self.child_cpu_s, cpu_s(child))
 
     def _peak_mb(self, pid: int) -> float:
         lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
@@ -210,55 +213,43 @@ class Watch:
 
 
 def run(folder: Path, genesis_s: int, nodes: int) -> dict[str, Any]:
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    hub = spawn.Process(target=_hub, args=(theirs, folder, genesis_s, nodes), daemon=True)
+    """Start the hub on the ledger, load it while it closes and for a while after."""
     started = time.monotonic()
-    hub.start()
-    ports, key = ours.recv()
-    ready_s = time.monotonic() - started
-    node = spawn.Process(
-        target=_node, args=(ports["tunnel"], theirs, min(os.sched_getaffinity(0))), daemon=True
-    )
-    assert hub.pid is not None
-    watch, done, began = Watch(hub.pid), [0, 0], [0.0, 0.0]
-    node.start()
-    request = make_request("/v1/embeddings", EMBED, key)
-    answers: list[Any] = []
-    while len(answers) < 2:
-        while ours.poll():
-            said = ours.recv()
-            if said is not True:
-                answers.append(said)
-        phase = len(answers)
-        if phase < 2:
-            before = time.monotonic()
-            with suppress(ConnectionError):
-                done[phase] += load(ports["public"], request, SERVED, 0.5, b"}")
-                began[phase] += time.monotonic() - before
-        watch.look()
-    for process in (node, hub):
-        process.terminate()
-        process.join()
-    (seconds, closing), (_, settled) = answers
+    with run_apart(_hub, str(folder), genesis_s, nodes) as hub:
+        ready_s = time.monotonic() - started
+        ports, key = hub.first
+        target = Target("hub", ports["public"], hub.pid, {"authorization": f"Bearer {key}"})
+        watch = Watch(hub.pid)
+        with run_apart(run_null_node, min(os.sched_getaffinity(0)), ports["tunnel"]):
+            closing, seconds, while_lags = _load_until(hub, target, watch)
+            settled, _, after_lags = _load_until(hub, target, watch)
     return {
         "hub_ready_s": round(ready_s, 1),
         "close_wall_s": round(seconds, 1),
         "child_cpu_s": round(watch.child_cpu_s, 1),
         "hub_peak_mb": round(watch.hub_mb),
         "child_peak_mb": round(watch.child_mb),
-        "calls_per_s_while_closing": round(done[0] / max(began[0], 0.1)),
-        "calls_per_s_after": round(done[1] / max(began[1], 0.1)),
-        **{f"lag_ms_{name}_while_closing": _share_ms(closing, share) for name, share in SHARES.items()},
-        **{f"lag_ms_{name}_after": _share_ms(settled, share) for name, share in SHARES.items()},
+        "calls_per_s_while_closing": round(closing),
+        "calls_per_s_after": round(settled),
+        **{f"lag_ms_{name}_while_closing": _share_ms(while_lags, share) for name, share in SHARES.items()},
+        **{f"lag_ms_{name}_after": _share_ms(after_lags, share) for name, share in SHARES.items()},
     }
 
 
-SHARES = {"median": 0.5, "p99": 0.99, "max": 1.0}
+def _load_until(hub: Apart, target: Target, watch: Watch) -> tuple[float, float, list[float]]:
+    """Load the hub until it says something; calls a second, and what it said."""
+    wall = 0.0
+    with opened(Load(target.port, make_ask(target, SERVED))) as load:
+        while not hub.pipe.poll():
+            wall += run_closed(load, SERVED.connections, 0.5)
+            watch.look()
+        finish(load, 5.0)
+    seconds, lags = hub.pipe.recv()
+    return load.tally.calls / max(wall, 0.1), seconds, lags
 
 
 def _share_ms(values: list[float], share: float) -> float:
-    return round(values[min(len(values) - 1, int(len(values) * share))] * 1000, 1) if values else 0.0
+    return round(percentile(values, share) * 1000, 1) if values else 0.0
 
 
 def audit(folder: Path) -> dict[str, Any]:

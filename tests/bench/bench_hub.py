@@ -1,153 +1,77 @@
-"""Calls per second through a whole hub: key, budget, routing, tunnel, receipts, durable record.
+"""Calls per second through a whole hub, in a few seconds: what one looks at while changing it.
 
-The hub has one core, the node (a real tunnel around nothing) and the load generator share another.
-The figure that travels between machines is calls per CPU-second of the hub's process, beside that
-of the bare HTTP server measured in the same run.
+The hub has one core; its node, whose engine computes nothing, and the load generator share another.
+What travels between machines is calls per CPU-second of the hub's process, beside that of the bare
+HTTP server in the same run. `bench_gateway` measures more, and beside other gateways.
 
     PYTHONPATH=.:plugins python -m tests.bench.bench_hub [--seconds 5] [--connections 32] [--json]
+    PYTHONPATH=.:plugins python -m tests.bench.bench_hub --hold 60 [--only "chunks one by one"]
+
+With --hold the hub stays under load for so long, and its process id is printed, for a profiler:
+py-spy record -n -d 20 -p PID -o hub.svg
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import select
-import socket
+import sys
 import tempfile
-import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import structlog
-import trio
-
 from tests.bench.bench_http_server import measure as measure_http
-from tests.support.hub_world import (
-    MODEL,
-    StubNode,
-    answer_embedding,
-    answer_stream,
-    chat_events,
-    node_key,
-    running_world,
-)
+from tests.bench.hub_process import running_hub
+from tests.bench.process_use import choose_cores, on_core
+from tests.bench.window import Case, Target, run_closed_window
 
-CHUNKS = 100
-EMBED = msgspec.json.encode({"model": MODEL, "input": "the quick brown fox jumps over the lazy dog"})
-CHAT = msgspec.json.encode({"model": MODEL, "messages": [{"role": "user", "content": "go"}], "stream": True})
+PACE_US = 20_000
+"""A hundred streams of fifty chunks a second each: 5,000 chunks/s."""
 
 
-def make_request(path: str, body: bytes, key: str) -> bytes:
-    head = (
-        f"POST {path} HTTP/1.1\r\nhost: hub\r\nauthorization: Bearer {key}\r\nuser-agent: bench\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-def _hub(pipe: Connection, core: int) -> None:
-    os.sched_setaffinity(0, {core})
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-
-    async def main() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            async with running_world(Path(folder), granted_micro=10**15, max_calls_per_account=4096) as world:
-                pipe.send((world.role.ports, world.api_key))
-                await trio.sleep_forever()
-
-    trio.run(main)
-
-
-def _node(port: int, pipe: Connection, core: int) -> None:
-    os.sched_setaffinity(0, {core})
-    stream = answer_stream(chat_events([" word"] * CHUNKS), (7, CHUNKS))
-
-    async def engine(node: StubNode, call: Any, meta: Any) -> None:
-        await (stream if meta.stream else answer_embedding)(node, call, meta)
-
-    async def main() -> None:
-        node = StubNode(node_key(0), capacity=1024, answer=engine, keep_bodies=False)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(node.run, port)
-            await trio.sleep(0.3)
-            pipe.send(True)
-            await trio.sleep_forever()
-
-    trio.run(main)
-
-
-def load(port: int, request: bytes, connections: int, seconds: float, end: bytes) -> int:
-    """Keep one request in flight on every connection; count whole responses."""
-    poll = select.epoll()
-    socks: dict[int, socket.socket] = {}
-    for _ in range(connections):
-        sock = socket.create_connection(("127.0.0.1", port))
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        poll.register(sock.fileno(), select.EPOLLIN)
-        socks[sock.fileno()] = sock
-        sock.sendall(request)
-    done = 0
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        for fileno, _ in poll.poll():
-            data = socks[fileno].recv(262_144)
-            if not data or data.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")):
-                raise ConnectionError(data[:200])
-            if data.endswith(end):
-                done += 1
-                socks[fileno].sendall(request)
-    for sock in socks.values():
-        sock.close()
-    return done
-
-
-def cpu_s(pid: int | None) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def measure(connections: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Whole answers, and chunks of streams, through one hub."""
-    cores = os.sched_getaffinity(0)
-    hub_core, other = min(cores), max(cores)
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    hub = spawn.Process(target=_hub, args=(theirs, hub_core), daemon=True)
-    hub.start()
-    ports, key = ours.recv()
-    node = spawn.Process(target=_node, args=(ports["tunnel"], theirs, other), daemon=True)
-    node.start()
-    ours.recv()
-    os.sched_setaffinity(0, {other})
-    results: dict[str, dict[str, float]] = {}
-    cases = (
-        ("whole", make_request("/v1/embeddings", EMBED, key), b"}", 1),
-        ("stream chunks", make_request("/v1/chat/completions", CHAT, key), b"\r\n0\r\n\r\n", CHUNKS),
-    )
-    for name, request, end, per_call in cases:
-        load(ports["public"], request, connections, 1.0, end)
-        cpu, started = cpu_s(hub.pid), time.monotonic()
-        done = load(ports["public"], request, connections, seconds, end) * per_call
-        wall, cpu = time.monotonic() - started, cpu_s(hub.pid) - cpu
-        results[name] = {"per_s": round(done / wall), "per_cpu_s": round(done / cpu)}
-    for process in (node, hub):
-        process.terminate()
-        process.join()
-    os.sched_setaffinity(0, cores)
+def measure(connections: int, seconds: float, only: str = "", *, say_pid: bool = False) -> dict[str, Any]:
+    """Whole answers, and chunks of streams in a flood and one by one, through one hub."""
+    cores = choose_cores()
+    streams = Case("streams", 100, chunks=200)
+    cases = {
+        "whole": (Case("whole", connections), 0),
+        "stream chunks": (streams, 0),
+        "chunks one by one": (streams, PACE_US),
+    }
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        with running_hub(cores, Path(folder)) as hub, on_core(cores.rest):
+            if say_pid:
+                print(f"the hub is process {hub.pid}", file=sys.stderr, flush=True)
+            target = Target("hub", hub.ports["public"], hub.pid, {"authorization": f"Bearer {hub.api_key}"})
+            for name, (case, pace_us) in cases.items():
+                if only in ("", name):
+                    window = run_closed_window(target, case, seconds, pace_us)
+                    kind = "chunks" if case.chunks else "calls"
+                    results[name] = {
+                        "per_s": round(getattr(window, f"{kind}_per_s")),
+                        "per_cpu_s": round(getattr(window, f"{kind}_per_cpu_s")),
+                        "errors": window.errors.total(),
+                    }
     return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--connections", type=int, default=32)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each case (default 5)")
+    parser.add_argument("--connections", type=int, default=32, help="of whole answers (default 32)")
+    parser.add_argument("--only", default="", help='"whole", "stream chunks" or "chunks one by one"')
+    parser.add_argument(
+        "--hold", type=float, help="seconds under load, for a profiler; whole answers by default"
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    results = measure(args.connections, args.seconds)
+    if args.hold:
+        measure(args.connections, args.hold, args.only or "whole", say_pid=True)
+        return
+    results = measure(args.connections, args.seconds, args.only)
     http = measure_http("small", args.connections, args.seconds)
     results["bare HTTP"] = {"per_s": http["requests_per_s"], "per_cpu_s": http["requests_per_cpu_s"]}
     for row in results.values():
@@ -156,7 +80,7 @@ def main() -> None:
         print(json.dumps(results))
         return
     for name, row in results.items():
-        print(f"{name:14} {row['per_s']:>8}/s {row['per_cpu_s']:>8}/CPU-s {row['ratio_to_http']:.3f}")
+        print(f"{name:18} {row['per_s']:>8}/s {row['per_cpu_s']:>8}/CPU-s {row['ratio_to_http']:.3f}")
 
 
 if __name__ == "__main__":

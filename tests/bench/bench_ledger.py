@@ -4,7 +4,7 @@ The yardstick is one thread that commits batches of as many rows with FULL sync 
 `busy` measures beside a loop that always has something else to do, as a hub under load has; there a
 thread that has to win the interpreter back after every SQLite call would starve.
 
-    PYTHONPATH=. python tests/bench/bench_ledger.py [--writes 20000] [--json]
+    PYTHONPATH=. python -m tests.bench.bench_ledger [--writes 20000] [--json]
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The yardstick in the same run is plain keccak over as many records of the size of a delivery: no
 implementation can do without. `--node-batch 1` is the worst case, a signed batch for every receipt.
+
+    PYTHONPATH=.:plugins python -m tests.bench.bench_round [--calls N] [--nodes N] [--node-batch N] [--json]
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """How long the hub takes from its command line to ready, and what it then holds in memory.
 
 The yardstick in the same run is a bare interpreter that imports trio, msgspec and coincurve.
+
+    PYTHONPATH=.:plugins python -m tests.bench.bench_start [--json]
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from tests.support.hub_world import (
     running_world,
 )
 
-LARGE = {"model": MODEL, "input": "word " * 60_000}
+LARGE = {"model": MODEL, "input": "word " * 120_000}
 
 
 async def send_head(world: HubWorld, secret: str, size: int) -> bytes:

@@ -29,7 +29,7 @@ from emcd_hub.calls.gateway import Gateway
 from emcd_hub.calls.once import OnceDesk
 from emcd_hub.metrics import count_refused
 
-_LARGE_BYTES = 1 << 18
+_LARGE_BYTES = 1 << 19
 """A body from this size on is read and hashed beside the loop, which takes up to 50 ms for the largest."""
 _READ_AT_ONCE = 2
 """How many large bodies are: more would keep the interpreter from the loop."""

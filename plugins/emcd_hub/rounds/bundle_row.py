@@ -174,6 +174,18 @@ def find_base(con: Connection, index: int) -> Base | None:
     return Base(index, bytes(row[0]), _totals(row[1]), _conducts(row[2]))
 
 
+def find_newest_round(con: Connection) -> int | None:
+    """The newest round that this hub closed."""
+    row = con.execute("SELECT max(round) FROM hub_bundles").fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def find_conducts(con: Connection, index: int) -> dict[Address, Conduct]:
+    """The conduct of nodes after a closed round; only of such as have a strike or a suspension."""
+    row = con.execute("SELECT conducts_after FROM hub_bundles WHERE round = ?", (index,)).fetchone()
+    return {} if row is None else _conducts(row[0])
+
+
 def list_results(con: Connection, index: int) -> list[ResultRow]:
     rows = con.execute("SELECT * FROM hub_results WHERE round = ? ORDER BY node", (index,))
     return [_result_row(row) for row in rows]
