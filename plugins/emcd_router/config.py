@@ -44,7 +44,7 @@ class RouterConfig:
     hubs: tuple[HubRef, ...] = setting(
         minimum=1, maximum=16, doc='the hubs it joins: [{ url = "wss://...", address = "0x..." }]'
     )
-    listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8431), doc="where nodes connect")
+    listen: Listen = setting(factory=lambda: Listen("127.0.0.1", 8423), doc="where nodes connect")
     region: str = setting(
         "", maximum=100, doc="a label that the hubs show, such as eu-west; what it means is up to you"
     )

@@ -388,13 +388,13 @@ async def test_routers_from_the_chain_need_a_chain(node_ledger: Ledger) -> None:
 
 
 def test_routers_are_named_once_and_reached_by_tls_off_this_machine() -> None:
-    near = RouterRef("ws://127.0.0.1:8431", make_key("a").address)
-    far = RouterRef("wss://router.example:8431", make_key("b").address)
+    near = RouterRef("ws://127.0.0.1:8423", make_key("a").address)
+    far = RouterRef("wss://router.example:8423", make_key("b").address)
     assert _config("", routers=(near, far)).check() == []
     assert [fault.code for fault in _config("").check()] == ["EMC-2011"]
     assert [fault.code for fault in _config("", routers=(near, near)).check()] == ["EMC-2011"]
-    hub = RouterRef("wss://router.example:8431", HUB_KEY.address)
+    hub = RouterRef("wss://router.example:8423", HUB_KEY.address)
     assert [fault.code for fault in _config("", routers=(hub,)).check()] == ["EMC-2011"]
-    assert [fault.code for fault in RouterRef("ws://router.example:8431", far.address).check()] == [
+    assert [fault.code for fault in RouterRef("ws://router.example:8423", far.address).check()] == [
         "EMC-2011"
     ]

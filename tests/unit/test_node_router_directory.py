@@ -51,21 +51,21 @@ async def fetch(rows: list[Row], *, allow_loopback: bool = False) -> list[Way]:
 
 
 async def test_bound_and_staked_routers_with_an_endpoint_are_dialled_by_tls() -> None:
-    rows = [Row(address("a"), "https://a.example:8431"), Row(address("b"), "https://b.example")]
+    rows = [Row(address("a"), "https://a.example:8423"), Row(address("b"), "https://b.example")]
     assert await fetch(rows) == [
-        Way("wss://a.example:8431/", address("a")),
+        Way("wss://a.example:8423/", address("a")),
         Way("wss://b.example/", address("b")),
     ]
 
 
 async def test_others_are_not_dialled() -> None:
     rows = [
-        Row(address("little"), "https://a.example:8431", stake_wei=MINIMUM - 1),
-        Row(address("hub"), "https://a.example:8431", role=int(ParticipantRole.HUB)),
+        Row(address("little"), "https://a.example:8423", stake_wei=MINIMUM - 1),
+        Row(address("hub"), "https://a.example:8423", role=int(ParticipantRole.HUB)),
         Row(address("nowhere"), ""),
-        Row(address("clear"), "http://a.example:8431"),
-        Row(address("inside"), "https://10.0.0.1:8431"),
-        Row(address("here"), "https://127.0.0.1:8431"),
+        Row(address("clear"), "http://a.example:8423"),
+        Row(address("inside"), "https://10.0.0.1:8423"),
+        Row(address("here"), "https://127.0.0.1:8423"),
         Row(address("odd"), "ftp://a.example"),
         Row(address("user"), "https://user@a.example"),
     ]
@@ -73,8 +73,8 @@ async def test_others_are_not_dialled() -> None:
 
 
 async def test_routers_of_this_machine_are_dialled_where_the_hub_is_here_too() -> None:
-    rows = [Row(address("a"), "http://127.0.0.1:8431"), Row(address("b"), "http://a.example")]
-    assert await fetch(rows, allow_loopback=True) == [Way("ws://127.0.0.1:8431/", address("a"))]
+    rows = [Row(address("a"), "http://127.0.0.1:8423"), Row(address("b"), "http://a.example")]
+    assert await fetch(rows, allow_loopback=True) == [Way("ws://127.0.0.1:8423/", address("a"))]
 
 
 async def test_no_more_routers_are_taken_than_are_worth_measuring() -> None:
