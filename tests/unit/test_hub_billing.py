@@ -7,7 +7,7 @@ import pytest
 from emcd.errors import LocalProtocolError
 from emcd_hub.billing.book import AccountBook, Charge, Refused, Reservation
 from emcd_hub.billing.keys import KeyIndex
-from emcd_hub.billing.secret import equals, hash_secret, is_well_formed, make_secret, public_part
+from emcd_hub.billing.secret import equals, hash_secret, make_secret, public_part
 from emcd_hub.bootstrap import make_api_key
 
 KEY = make_api_key("a").key
@@ -122,10 +122,7 @@ def test_grant_is_not_taken_for_a_debt_and_is_used_although_the_vault_is_first()
 def test_secret_has_256_bits_and_shows_48() -> None:
     secret = make_secret("emc_sk_", bytes)
     assert secret == "emc_sk_" + "A" * 43
-    assert is_well_formed(secret)
     assert public_part(secret) == "emc_sk_AAAAAAAA"
-    assert not is_well_formed(secret + "A")
-    assert not is_well_formed("emc_sk_" + "\xe4" * 43)
     assert equals(hash_secret(secret), hash_secret(secret))
 
 

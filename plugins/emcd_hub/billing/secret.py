@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
 
 API_KEY_PREFIX = "emc_sk_"
 API_KEY_CHARS = len(API_KEY_PREFIX) + 43
 _PUBLIC_CHARS = 8
-_SECRET = re.compile(r"emc_(?:sk|admin)_[A-Za-z0-9_-]{43}")
 
 
 def make_secret(prefix: str, random_bytes: Callable[[int], bytes]) -> str:
@@ -32,11 +30,6 @@ def public_part(secret: str) -> str:
     """What may be shown and indexed: the kind and 48 of the 256 bits."""
     head, mark, rest = secret.partition("_sk_")
     return f"{head}{mark}{rest[:_PUBLIC_CHARS]}"
-
-
-def is_well_formed(secret: str) -> bool:
-    """Whether it can be one of ours at all."""
-    return _SECRET.fullmatch(secret) is not None
 
 
 def equals(kept_hash: bytes, secret_hash: bytes) -> bool:

@@ -61,9 +61,6 @@ class NodeRegistry:
         """Whether a participant is bound to the wallet."""
         return any(row.wallet == wallet for row in self._known.values())
 
-    def list_role(self, role: ParticipantRole) -> list[Registered]:
-        return [row for row in self._known.values() if row.role is role]
-
     async def may_join(self, node: Address, role: ParticipantRole) -> bool:
         """Whether a node that has proven its key is admitted; asks the chain when the copy says no."""
         if role is not ParticipantRole.COMPUTE:
