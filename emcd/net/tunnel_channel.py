@@ -188,6 +188,23 @@ class Channel:
     def has_room(self) -> bool:
         return not self.closed.is_set() and self.session.outbox_bytes < _BACKLOG_BYTES
 
+    async def send_control(self, message: bytes) -> None:
+        """Send a control message (256 KiB at most) once there is room.
+
+        Raises: RecoverableError EMC-1412 when the session is over.
+        """
+        await self.room()
+        self.session.send_control(message)
+        self.flush()
+
+    def post_control(self, message: bytes) -> bool:
+        """Send a control message if there is room for it now. Returns: whether there was."""
+        if not self.has_room:
+            return False
+        self.session.send_control(message)
+        self.flush()
+        return True
+
     async def flushed(self, *, acknowledged: bool = False) -> None:
         """Wait until all was handed to the kernel, or acknowledged by the peer, or it is closed."""
         self.flush()

@@ -123,17 +123,11 @@ class TunnelPeer:
 
         Raises: RecoverableError EMC-1412 when the session is over.
         """
-        await self._channel.room()
-        self._session.send_control(message)
-        self._channel.flush()
+        await self._channel.send_control(message)
 
     def post_control(self, message: bytes) -> bool:
         """Send a control message if there is room for it now. Returns: whether there was."""
-        if not self._channel.has_room:
-            return False
-        self._session.send_control(message)
-        self._channel.flush()
-        return True
+        return self._channel.post_control(message)
 
     def controls(self) -> AsyncIterator[bytes]:
         """The node's control messages, until the session is over. One reader at a time."""

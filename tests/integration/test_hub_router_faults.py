@@ -11,31 +11,31 @@ import trio
 from emcd.clock import SystemClock
 from emcd.net.tunnel import IncomingCall
 from emcd.proto.control import (
-    CallEnd,
-    CallMeta,
     NoticeMessage,
     RelayGone,
     RelayMessage,
-    ResponseHead,
     RoutedMeta,
     RouterStatusMessage,
-    decode_part,
-    encode,
 )
-from emcd.proto.hashing import keccak
 from emcd.proto.messages import RouterStatus
-from emcd.proto.records import Receipt
 from tests.support.hub_world import (
     DOMAIN,
     HUB_KEY,
     HubWorld,
     StubNode,
-    embedding_body,
     node_key,
     post,
     running_world,
 )
-from tests.support.router_world import ROUTER_KEYS, ScriptedRouter, add_router, get_routers, make_status
+from tests.support.router_world import (
+    ROUTER_KEYS,
+    ScriptedRouter,
+    add_router,
+    answer_call,
+    get_routers,
+    make_status,
+    router_of,
+)
 
 ROUTER, OTHER = ROUTER_KEYS[:2]
 NODE = node_key(1)
@@ -45,23 +45,6 @@ NODE = node_key(1)
 async def world(tmp_path: Path) -> AsyncIterator[HubWorld]:
     async with running_world(tmp_path, allowed_routers=(ROUTER.address, OTHER.address)) as made:
         yield made
-
-
-def router_of(world: HubWorld, node: str = NODE.address) -> str | None:
-    """Through whom the hub reaches a node; None where it is not online."""
-    entry = world.plane.board.find(node)
-    return None if entry is None or entry.status is None else str(entry.router)
-
-
-async def answer_call(call: IncomingCall, routed: RoutedMeta) -> None:
-    """As the node behind the router would."""
-    meta = decode_part(routed.meta, CallMeta)
-    body = embedding_body()
-    now_ms = SystemClock().now_ms()
-    receipt = Receipt(meta.forward.struct_hash(), keccak(body), 200, 5, 0, now_ms, now_ms)
-    await call.start(encode(ResponseHead(200, "application/json")))
-    await call.send(body)
-    await call.finish(encode(CallEnd(receipt)))
 
 
 # ------------------------------------------------------------------------------ what it says of itself

@@ -21,10 +21,13 @@ from emcd.ledger import Ledger
 from emcd.net.http_client import request
 from emcd.net.tunnel import IncomingCall, TunnelLink, run_tunnel
 from emcd.proto.control import (
+    CallEnd,
+    CallMeta,
     NoticeMessage,
     RelayGone,
     RelayMessage,
     RelayTaken,
+    ResponseHead,
     RoutedMeta,
     RouterControl,
     RouterStatusMessage,
@@ -35,17 +38,45 @@ from emcd.proto.control import (
     decode_router_control,
     encode,
 )
+from emcd.proto.hashing import keccak
 from emcd.proto.messages import NodeStatus, RouterStatus
+from emcd.proto.records import Receipt
 from emcd.role import RoleContext
 from emcd.testing import make_context, make_key, running_role
 from emcd.types import Address, ParticipantRole
 from emcd_node.router_choice import Way
 from emcd_router.config import HubRef, RouterConfig
 from emcd_router.role import RouterRole
-from tests.support.hub_world import DEPLOYMENT, DOMAIN, HUB_KEY, MANIFEST, HubWorld, StubNode
+from tests.support.hub_world import (
+    DEPLOYMENT,
+    DOMAIN,
+    HUB_KEY,
+    MANIFEST,
+    HubWorld,
+    StubNode,
+    embedding_body,
+    node_key,
+)
 
 ROUTER_KEYS = [make_key(f"router {number}") for number in range(4)]
 ROUTER_FILE = KeyFile(Path("router.json"))
+
+
+def router_of(world: HubWorld, node: str = node_key(1).address) -> str | None:
+    """Through whom the hub reaches a node; None where it is not online."""
+    entry = world.plane.board.find(node)
+    return None if entry is None or entry.status is None else str(entry.router)
+
+
+async def answer_call(call: IncomingCall, routed: RoutedMeta) -> None:
+    """As the node behind the router would."""
+    meta = decode_part(routed.meta, CallMeta)
+    body = embedding_body()
+    now_ms = SystemClock().now_ms()
+    receipt = Receipt(meta.forward.struct_hash(), keccak(body), 200, 5, 0, now_ms, now_ms)
+    await call.start(encode(ResponseHead(200, "application/json")))
+    await call.send(body)
+    await call.finish(encode(CallEnd(receipt)))
 
 
 def make_status(key: SigningKey, **changes: Any) -> bytes:
