@@ -20,6 +20,10 @@ from emcd.types import Address, ParticipantRole
 
 WINDOW_START_PERCENT = 20
 WINDOW_END_PERCENT = 85
+"""Of a short round."""
+WINDOW_START_MS = 240_000
+WINDOW_END_MS = 90_000
+"""Of a long one, counted from its end."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,15 @@ def draw_time_ms(
 
 
 def probe_window_ms(params: NetworkParams, round: int) -> tuple[int, int]:
-    """First moment at which a probe of the round is due, and the one after the last."""
+    """First moment at which a probe of the round is due, and the one after the last.
+
+    Outside of it every call is a user's, and the nodes know it. So it begins as soon as the beacon is
+    known to all, and ends when a probe could not end in the round any more.
+    """
     start, length = params.round_start_ms(round), params.round_s * 1000
-    return start + length * WINDOW_START_PERCENT // 100, start + length * WINDOW_END_PERCENT // 100
+    first = min(length * WINDOW_START_PERCENT // 100, WINDOW_START_MS)
+    last = max(length * WINDOW_END_PERCENT // 100, length - WINDOW_END_MS)
+    return start + first, start + last
 
 
 def _draw_probers(

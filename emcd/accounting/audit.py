@@ -23,10 +23,10 @@ from emcd.accounting.consequence import (
 )
 from emcd.accounting.emission import cumulative_wei
 from emcd.accounting.evidence_rule import (
+    VoteRule,
     require_commitment,
     require_reveal,
     require_status,
-    require_vote,
 )
 from emcd.accounting.expectation import (
     Expectation,
@@ -164,17 +164,17 @@ class _Audit:
         self._read_calls(terms)
         online = self._read_statuses(terms)
         reveals = self._read_reveals(terms)
-        probes = compute_probe_outcome(terms, reveals, self.tally.probed, online)
+        probes = compute_probe_outcome(terms, reveals, self.tally, online)
         votes = []
-        accused = {item.call_id: item.node for item in probes.accusations}
+        rule = VoteRule(terms, probes.votable)
+        probed = {probe.call_id: probe.node for probe in probes.probes}
         for entry in self._walk(Section.VOTES):
-            self._effect = tell_vote(entry.vote.validator, accused.get(entry.vote.call_id))
-            require_vote(terms, entry, probes.struck)
+            self._effect = tell_vote(entry.vote.validator, probed.get(entry.vote.call_id))
+            rule.require(entry)
             votes.append(entry)
         for _ in self._walk(Section.DEPOSITS):
             pass  # their purchases are the chain's to confirm
-        revealed = frozenset(entry.reveal.validator for entry in reveals)
-        evidence = RoundEvidence(participants, totals, self.tally, online, revealed, probes, votes)
+        evidence = RoundEvidence(participants, totals, self.tally, online, reveals, probes, votes)
         self.result = compute_round_result(terms, evidence)
         self._check_result(header, {entry.node: entry.wallet for entry in participants})
 

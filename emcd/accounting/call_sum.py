@@ -71,6 +71,7 @@ class CallSums:
             self.probed[group.call_id[row].tobytes()] = ProbedCall(
                 address_from_bytes(directory.nodes[int(group.node[row])].tobytes()),
                 address_from_bytes(directory.routers[int(group.router[row])].tobytes()),
+                directory.models[int(group.model[row])].tobytes(),
                 group.request_hash[row].tobytes(),
                 group.response_hash[row].tobytes(),
                 hashes.receipt[row].tobytes(),

@@ -10,7 +10,7 @@ import msgspec
 from emcd.accounting.batch_pick import BatchPick
 from emcd.accounting.call_sum import CallSums
 from emcd.accounting.call_take import CallTake
-from emcd.accounting.evidence_rule import require_commitment, require_reveal, require_status, require_vote
+from emcd.accounting.evidence_rule import VoteRule, require_commitment, require_reveal, require_status
 from emcd.accounting.probe_outcome import compute_probe_outcome
 from emcd.accounting.round_close import MAX_LEFT_OUT, ClosedRound, Evidence, LeftOut, RoundFacts
 from emcd.accounting.round_result import RoundEvidence, RoundResult, compute_round_result, encode_totals
@@ -70,14 +70,11 @@ class ClosePass:
             self._writer.write_items(section, items)
         tally = self._write_calls(evidence, kept.reveals)
         online = frozenset(entry.status.node for entry in kept.statuses)
-        probes = compute_probe_outcome(terms, kept.reveals, tally.probed, online)
-        struck = probes.struck
-        votes = self._keep(
-            Section.VOTES, evidence.votes, lambda e: require_vote(terms, e, struck, signatures=signatures)
-        )
-        revealed = frozenset(entry.reveal.validator for entry in kept.reveals)
+        probes = compute_probe_outcome(terms, kept.reveals, tally, online)
+        rule = VoteRule(terms, probes.votable, signatures=signatures)
+        votes = self._keep(Section.VOTES, evidence.votes, rule.require)
         result = compute_round_result(
-            terms, RoundEvidence(self._participants, self._totals, tally, online, revealed, probes, votes)
+            terms, RoundEvidence(self._participants, self._totals, tally, online, kept.reveals, probes, votes)
         )
         for section, rows in (
             (Section.STATUSES, kept.statuses),

@@ -16,8 +16,11 @@ import msgspec
 from emcd.accounting.assignment import assign_probes, draw_leaf, draw_time_ms
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.emission import cumulative_wei, epoch_reward, issue_wei
+from emcd.accounting.gumbel import choose, gumbel_noise
 from emcd.accounting.reward_tree import RewardTree
 from emcd.accounting.settlement import split_rewards
+from emcd.accounting.token_check import Position, ProbeKind, Sampling, judge_text
+from emcd.accounting.verdict import NumericClass
 from emcd.accounting.weights import reward_weight
 from emcd.errors import ConfigError, ProtocolError
 from emcd.proto import messages, records
@@ -29,6 +32,8 @@ from emcd.proto.params import NetworkParams
 from emcd.proto.signing import recover_digest, sign_digest
 from emcd.types import Address, ParticipantRole
 
+STATISTIC_STEP = 1e-9
+"""How far two libraries' logarithms may put a statistic apart."""
 Check = tuple[str, Any, Any]
 """Where, what the file says, what comes out."""
 
@@ -169,6 +174,58 @@ def _check_assignments(table: Any) -> Iterator[Check]:
         yield f"leaf of {row['node']} slot {row['slot']}", row["leaf"], leaf
 
 
+def _check_sampler(table: Any) -> Iterator[Check]:
+    for row in table["noises"]:
+        noise = gumbel_noise(int(row["seed"]), row["t"], row["token"])
+        yield f"noise of token {row['token']} at {row['t']}", row["noise"], f"{noise:.12f}"
+    for number, row in enumerate(table["choices"]):
+        sampling = _read_sampling(row["sampling"])
+        token = choose(
+            _read_candidates(row),
+            log_total=row["log_total"],
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=sampling.seed,
+            t=row["t"],
+        )
+        yield f"choice {number}", row["token"], token
+
+
+def _check_text(table: Any) -> Iterator[Check]:
+    for number, row in enumerate(table["answers"]):
+        positions = [
+            Position(
+                dict(item["reported"]),
+                dict(item["own"]),
+                item["chosen"],
+                item["chosen_logit"],
+                _read_candidates(item),
+                item["log_total"],
+            )
+            for item in row["positions"]
+        ]
+        judgement = judge_text(
+            ProbeKind(row["kind"]),
+            positions,
+            _read_sampling(row["sampling"]),
+            numeric_class=NumericClass(row["numeric_class"]),
+        )
+        for name in ("d", "m", "w", "first"):
+            value: float = getattr(judgement, name)
+            is_near = abs(value - float(row[name])) <= STATISTIC_STEP
+            yield f"answer {number} {name}", row[name], row[name] if is_near else f"{value:.9f}"
+        yield f"answer {number} verdict", row["verdict"], judgement.verdict.name
+
+
+def _read_candidates(row: Any) -> list[tuple[int, float]]:
+    return [(token, logit) for token, logit in row["candidates"]]
+
+
+def _read_sampling(row: Any) -> Sampling:
+    return Sampling(row["temperature"], row["top_p"], row["top_k"], int(row["seed"]))
+
+
 def _address(text: str) -> Address:
     return address_from_bytes(bytes.fromhex(text.removeprefix("0x")))
 
@@ -186,4 +243,6 @@ _KINDS: dict[str, tuple[set[str], Callable[[Any], Iterator[Check]]]] = {
     "reward trees": ({"trees"}, _check_trees),
     "bundles": ({"bundles"}, _check_bundles),
     "assignments": ({"assignments", "leaf_draws"}, _check_assignments),
+    "sampler": ({"noises", "choices"}, _check_sampler),
+    "text answers": ({"answers"}, _check_text),
 }

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     VERDICT = "verdict"
     NO_SUCCESS = "no-success"
     NO_PLAN = "no-plan"
+    MISTAKE = "mistake"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Deeds:
     has_standing_strike: bool = False
     has_success: bool = False
     has_reveal: bool = False
+    has_proven_mistake: bool = False
 
 
 def check_eligibility(params: NetworkParams, index: int, entry: SnapshotEntry | None, deeds: Deeds) -> Reason:
@@ -45,7 +47,9 @@ def check_eligibility(params: NetworkParams, index: int, entry: SnapshotEntry | 
     if index < entry.suspended_until_round:
         return Reason.SUSPENDED
     if entry.role == ParticipantRole.VALIDATOR:
-        return Reason.ELIGIBLE if deeds.has_reveal else Reason.NO_PLAN
+        if not deeds.has_reveal:
+            return Reason.NO_PLAN
+        return Reason.MISTAKE if deeds.has_proven_mistake else Reason.ELIGIBLE
     if entry.role == ParticipantRole.COMPUTE and not deeds.is_online:
         return Reason.OFFLINE
     if deeds.has_standing_strike:

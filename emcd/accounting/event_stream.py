@@ -30,6 +30,8 @@ PROMPT_BYTES_A_TOKEN: Final = 6
 _MAX_PROMPT_BYTES = 1 << 20
 _BLOB = re.compile(rb"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{256,}")
 """A picture or a sound within a prompt, base64: an engine counts far less for it."""
+_EVIDENCE = re.compile(rb'"(?:(?:top_)?logprobs|return_token_ids|seed)":[a-z0-9-]{1,20},?')
+"""What all calls of a model that can be verified ask for: no prompt."""
 _END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LONGEST_END = 4
 _LINE = re.compile(rb"\r\n|\n|\r")
@@ -204,7 +206,8 @@ def _count_prompt_floor(body: bytes) -> int:
     """Tokens of a request, rather too few than too many: what is no prose in it is left out."""
     looked = body[:_MAX_PROMPT_BYTES]
     blobs = sum(match.end() - match.start() for match in _BLOB.finditer(looked))
-    return (len(looked) - blobs) // PROMPT_BYTES_A_TOKEN
+    asked = sum(match.end() - match.start() for match in _EVIDENCE.finditer(looked))
+    return (len(looked) - blobs - asked) // PROMPT_BYTES_A_TOKEN
 
 
 class PassingStream:

@@ -6,6 +6,7 @@ checked here and nowhere else; `signatures=False` is for a hub that checked them
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -22,6 +23,8 @@ from emcd.proto.signing import require_signer
 from emcd.types import ZERO_HASH, Address
 
 NO_CALL = bytes(16)
+MAX_VOTES = 4096
+"""Of one validator in a round: more than it is ever drawn for, and no room to flood a bundle with."""
 _KINDS = frozenset(int(kind) for kind in RecordKind)
 _VERDICTS = frozenset(int(verdict) for verdict in Verdict)
 
@@ -83,17 +86,42 @@ def require_reveal(
     _require_signature("EMC-1922", terms, reveal, entry.signature, reveal.validator, signatures)
 
 
+class VoteRule:
+    """The rule for the votes of one bundle, taken one after the other."""
+
+    def __init__(self, terms: RoundTerms, votable: Mapping[bytes, bytes], *, signatures: bool = True) -> None:
+        self._terms = terms
+        self._votable = votable
+        self._signatures = signatures
+        self._cast: Counter[Address] = Counter()
+
+    def require(self, entry: VoteEntry) -> None:
+        """Raises: RemoteProtocolError EMC-1923, also for a validator's vote after its 4096th."""
+        voter = entry.vote.validator
+        if self._cast[voter] >= MAX_VOTES:
+            raise RemoteProtocolError("EMC-1923", f"{voter} gives more than {MAX_VOTES} votes")
+        require_vote(self._terms, entry, self._votable, signatures=self._signatures)
+        self._cast[voter] += 1
+
+
 def require_vote(
-    terms: RoundTerms, entry: VoteEntry, struck: Mapping[bytes, bytes], *, signatures: bool = True
+    terms: RoundTerms, entry: VoteEntry, votable: Mapping[bytes, bytes], *, signatures: bool = True
 ) -> None:
-    """`struck`: the receipt hash of every call that a backed FAIL or GROSS names. Raises: EMC-1923."""
+    """One vote a call and validator, about answers to revealed probes alone: so their number is bounded.
+
+    Args: `votable`: the receipt hash of every call that may be voted on (`ProbeOutcome.votable`). Only
+    who says ERROR, since it saw no evidence, need not know the receipt: zero.
+    Raises: RemoteProtocolError EMC-1923.
+    """
     vote = entry.vote
     _require_member("EMC-1923", terms, vote.validator, vote.round)
     if vote.verdict not in _VERDICTS:
         raise RemoteProtocolError("EMC-1923", f"{vote.verdict} is no verdict")
-    if struck.get(vote.call_id) is None:
-        raise RemoteProtocolError("EMC-1923", "no revealed FAIL or GROSS is about this call")
-    if struck[vote.call_id] != vote.receipt_hash:
+    receipt_hash = votable.get(vote.call_id)
+    if receipt_hash is None:
+        raise RemoteProtocolError("EMC-1923", "no revealed probe with an answer is about this call")
+    saw_nothing = vote.verdict == Verdict.ERROR and vote.receipt_hash == ZERO_HASH
+    if receipt_hash != vote.receipt_hash and not saw_nothing:
         raise RemoteProtocolError("EMC-1923", "the vote is about another receipt of the call")
     _require_signature("EMC-1923", terms, vote, entry.signature, vote.validator, signatures)
 

@@ -1,7 +1,8 @@
 """What is punished with a part of the stake, and what proves it. Pure. Source: DESIGN 2.3.
 
 A proof is judged from scratch, whoever brought it: two statements about one round that one key
-signed for this chain, or a conviction that the judge itself found in a bundle that counts.
+signed for this chain, a PASS signed for an answer that the judge's own model calls a GROSS, or a
+conviction that the judge itself found in a bundle that counts.
 Invariants: one deed has one identity, so one punishment; nothing that an honest key ever signed
 proves anything against it.
 """
@@ -15,13 +16,14 @@ from typing import Any
 
 import msgspec
 
-from emcd.accounting.suspension import Conduct, Strike
+from emcd.accounting.suspension import Conduct, Conviction, Strike, find_conviction, group_verdicts
 from emcd.errors import ProtocolError, RemoteProtocolError
 from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.json_form import from_json, to_json
-from emcd.proto.messages import BundleSeal, Offence, RoundRoot, Slash, Verdict
+from emcd.proto.messages import BundleSeal, Offence, Results, RoundRoot, Slash, Task, TaskResult, Verdict
 from emcd.proto.params import NetworkParams
 from emcd.proto.signing import require_signer
+from emcd.proto.transcript import Transcript, require_transcript, transcript_hash
 from emcd.types import Address, Hash
 
 
@@ -30,9 +32,10 @@ class OffenceKind(IntEnum):
 
     DOUBLE_SEAL = 1  # a hub sealed two bundles of a round
     DOUBLE_ATTESTATION = 2  # a validator attested two outcomes of a round
-    FALSE_VERDICT = 3  # no proof of it is judged
+    FALSE_VERDICT = 3  # a validator signed a PASS for a GROSS answer
     GROSS = 4  # a compute node's GROSS stands
     CONVICTION = 5  # a compute node's FAILs convict it
+    DOUBLE_RESULTS = 6  # a validator signed two results of its probes of a round
 
 
 SLASH_BPS = {
@@ -41,7 +44,9 @@ SLASH_BPS = {
     OffenceKind.FALSE_VERDICT: 500,
     OffenceKind.GROSS: 1_000,
     OffenceKind.CONVICTION: 100,
+    OffenceKind.DOUBLE_RESULTS: 500,
 }
+_SLASHED = {Conviction.GROSS: OffenceKind.GROSS, Conviction.FAILS: OffenceKind.CONVICTION}
 _MAX_ROUND = 1 << 40
 
 
@@ -70,6 +75,36 @@ class DoubleAttestation(msgspec.Struct, frozen=True, array_like=True, forbid_unk
     second: SignedRoot
 
 
+class SignedResults(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    results: Results
+    signature: bytes
+
+
+class DoubleResults(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Two outcomes of a validator's probes of one round, both signed by it."""
+
+    first: SignedResults
+    second: SignedResults
+
+
+class SignedTask(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    task: Task
+    signature: bytes
+
+
+class SignedTaskResult(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    result: TaskResult
+    signature: bytes
+
+
+class FalseVerdict(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A PASS that a validator signed for a transcript that another one gave it to judge."""
+
+    task: SignedTask
+    result: SignedTaskResult
+    transcript: Transcript
+
+
 class StandingStrike(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A node that the bundle of a round convicts; `kind` is GROSS or CONVICTION."""
 
@@ -79,13 +114,15 @@ class StandingStrike(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
     bundle_hash: bytes
 
 
-Proof = DoubleSeal | DoubleAttestation | StandingStrike
+Proof = DoubleSeal | DoubleAttestation | FalseVerdict | StandingStrike | DoubleResults
 
 _FORMS: dict[int, tuple[str, type[msgspec.Struct]]] = {
     OffenceKind.DOUBLE_SEAL: ("double_seal", DoubleSeal),
     OffenceKind.DOUBLE_ATTESTATION: ("double_attestation", DoubleAttestation),
+    OffenceKind.FALSE_VERDICT: ("false_verdict", FalseVerdict),
     OffenceKind.GROSS: ("strike", StandingStrike),
     OffenceKind.CONVICTION: ("strike", StandingStrike),
+    OffenceKind.DOUBLE_RESULTS: ("double_results", DoubleResults),
 }
 
 
@@ -99,6 +136,7 @@ class OffenceTerms:
         members: the validators of the frozen set of the offence's round.
         first_round, last_round: what is judged; before it no stake may be left, after it is to come.
         strikes: convictions of bundles that were accepted here and can't become void.
+        recomputed: the judge's own verdict on a false verdict's transcript; None when it has none yet.
     """
 
     staking: Domain
@@ -108,6 +146,7 @@ class OffenceTerms:
     first_round: int
     last_round: int
     strikes: Collection[StandingStrike] = field(default=())
+    recomputed: Verdict | None = None
 
 
 def offence_of(proof: Proof) -> Offence:
@@ -116,6 +155,12 @@ def offence_of(proof: Proof) -> Offence:
         return Offence(OffenceKind.DOUBLE_SEAL, proof.first.seal.hub, proof.first.seal.round)
     if isinstance(proof, DoubleAttestation):
         return Offence(OffenceKind.DOUBLE_ATTESTATION, proof.validator, proof.first.round_root.round)
+    if isinstance(proof, DoubleResults):
+        said = proof.first.results
+        return Offence(OffenceKind.DOUBLE_RESULTS, said.validator, said.round)
+    if isinstance(proof, FalseVerdict):
+        result = proof.result.result
+        return Offence(OffenceKind.FALSE_VERDICT, result.validator, result.round)
     return Offence(proof.kind, proof.node, proof.round)
 
 
@@ -133,8 +178,9 @@ def check_offence(terms: OffenceTerms, proof: Proof) -> Offence:
     """Judge a proof.
 
     Returns: the deed, proven.
-    Raises: RemoteProtocolError EMC-1980 (malformed), 1981 (shows nothing), 1982 (not both signed by
-    the accused), 1983 (other role), 1984 (too old, or to come), 1985 (no such strike counts here).
+    Raises: RemoteProtocolError EMC-1980 (malformed), 1981 (shows nothing), 1982 (not signed by those
+    whom it names), 1983 (other role), 1984 (too old, or to come), 1985 (no such strike counts here),
+    1991 (the judge's own run calls the answer no GROSS).
     """
     offence = offence_of(proof)
     if not terms.first_round <= offence.round <= terms.last_round:
@@ -145,6 +191,13 @@ def check_offence(terms: OffenceTerms, proof: Proof) -> Offence:
         _check_double_seal(terms, proof)
     elif isinstance(proof, DoubleAttestation):
         _check_double_attestation(terms, proof)
+    elif isinstance(proof, DoubleResults):
+        _check_double_results(terms, proof)
+    elif isinstance(proof, FalseVerdict):
+        require_statement(terms, proof)
+        if terms.recomputed is not Verdict.GROSS:
+            found = "none" if terms.recomputed is None else terms.recomputed.name
+            raise RemoteProtocolError("EMC-1991", f"the own verdict is {found}")
     elif proof not in terms.strikes:
         raise RemoteProtocolError("EMC-1985", f"{proof.node} in round {proof.round}")
     return offence
@@ -174,6 +227,37 @@ def _check_double_attestation(terms: OffenceTerms, proof: DoubleAttestation) -> 
         _require_signed(terms.distributor, item.round_root, item.signature, proof.validator)
 
 
+def _check_double_results(terms: OffenceTerms, proof: DoubleResults) -> None:
+    first, second = proof.first.results, proof.second.results
+    if (first.validator, first.round) != (second.validator, second.round):
+        raise RemoteProtocolError("EMC-1981", "the results are not about one validator and round")
+    if first.probes_hash == second.probes_hash:
+        raise RemoteProtocolError("EMC-1981", "both results are of one outcome")
+    if first.validator not in terms.members:
+        raise RemoteProtocolError("EMC-1983", f"{first.validator} had no say in round {first.round}")
+    for item in (proof.first, proof.second):
+        _require_signed(terms.staking, item.results, item.signature, first.validator)
+
+
+def require_statement(terms: OffenceTerms, proof: FalseVerdict) -> None:
+    """Everything about a false verdict but the verdict: run the transcript only when this is right.
+
+    Raises: RemoteProtocolError EMC-1980 to 1983, EMC-1990 (the transcript is none).
+    """
+    task, result = proof.task.task, proof.result.result
+    require_transcript(proof.transcript)
+    if (task.receiver, task.round, task.task_hash) != (result.validator, result.round, result.task_hash):
+        raise RemoteProtocolError("EMC-1981", "task and result are not about one thing")
+    if transcript_hash(proof.transcript) != result.task_hash:
+        raise RemoteProtocolError("EMC-1981", "the result is about another transcript")
+    if result.verdict != Verdict.PASS:
+        raise RemoteProtocolError("EMC-1981", "only a PASS can be a false verdict")
+    if task.sender == task.receiver or not {task.sender, task.receiver} <= set(terms.members):
+        raise RemoteProtocolError("EMC-1983", f"sender and receiver had no say in round {task.round}")
+    _require_signed(terms.staking, task, proof.task.signature, task.sender)
+    _require_signed(terms.staking, result, proof.result.signature, result.validator)
+
+
 def _require_signed(domain: Domain, struct: TypedStruct, signature: bytes, accused: Address) -> None:
     try:
         require_signer(domain, struct, signature, accused)
@@ -182,21 +266,22 @@ def _require_signed(domain: Domain, struct: TypedStruct, signature: bytes, accus
 
 
 def list_convictions(
-    after: Mapping[Address, Conduct], index: int, bundle_hash: bytes, strikes: Iterable[Strike]
+    before: Mapping[Address, Conduct],
+    index: int,
+    bundle_hash: bytes,
+    strikes: Iterable[Strike],
+    params: NetworkParams,
 ) -> tuple[StandingStrike, ...]:
-    """The nodes that the bundle of round `index` convicts, sorted by node.
+    """The nodes that the bundle of round `index` convicts of what is slashed, sorted by node.
 
-    Args: `after`: everybody's conduct once the bundle's `strikes` are counted (`advance_conduct`).
+    Args: `before`: everybody's conduct without the bundle's `strikes`.
     """
-    verdicts: dict[Address, set[Verdict]] = {}
-    for strike in strikes:
-        verdicts.setdefault(strike.node, set()).add(strike.verdict)
+    verdicts = group_verdicts(strikes)
     found = []
     for node in sorted(verdicts):
-        if Verdict.GROSS in verdicts[node]:
-            found.append(StandingStrike(OffenceKind.GROSS, node, index, bundle_hash))
-        elif not after.get(node, Conduct()).strike_rounds:  # a conviction uses the FAILs up
-            found.append(StandingStrike(OffenceKind.CONVICTION, node, index, bundle_hash))
+        conviction = find_conviction(before.get(node, Conduct()), index, verdicts[node], params)
+        if conviction in _SLASHED:
+            found.append(StandingStrike(_SLASHED[conviction], node, index, bundle_hash))
     return tuple(found)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from emcd.accounting.call_rule import CallStanding, check_standing
 from emcd.accounting.eligibility import Reason, minimum_stake_wei
+from emcd.accounting.verdict_words import tell_mistakes, tell_probe, tell_strikes, tell_work
 from emcd.money import format_credits_floor, format_token_floor
-from emcd.proto.bundle import Bundle, CallEntry, ProbeResult, ResultEntry, SnapshotEntry
-from emcd.proto.messages import Verdict
+from emcd.proto.bundle import Bundle, CallEntry, ResultEntry, SnapshotEntry
 from emcd.proto.records import CallStatus, format_call_id
 from emcd.types import Address, ParticipantRole
 
@@ -160,7 +160,8 @@ def _revealed(bundle: Bundle, node: Address) -> PathStep:
     reveal = next((item for item in bundle.reveals if item.reveal.validator == node), None)
     if reveal is None:
         return PathStep("served", False, "it did not reveal its plan of the round")
-    return PathStep("served", True, f"its plan is revealed: {len(reveal.probes)} probes")
+    shown = f"its plan is revealed: {len(reveal.probes)} probes, {tell_work(bundle, node)}"
+    return PathStep("served", True, shown)
 
 
 def _online(bundle: Bundle, node: Address) -> PathStep:
@@ -191,7 +192,7 @@ def _ending(call: CallEntry) -> str:
 _WEIGHS = {
     ParticipantRole.COMPUTE: "vault-paid calls and passed probes",
     ParticipantRole.ROUTER: "its nodes' probes that went through it and were answered",
-    ParticipantRole.VALIDATOR: "probes done of those planned",
+    ParticipantRole.VALIDATOR: "probes and re-checks done of those planned",
 }
 
 
@@ -200,8 +201,10 @@ def _metered(bundle: Bundle, entry: SnapshotEntry, result: ResultEntry | None) -
     shown = (
         f"{format_credits_floor(credits_micro)} credits that weigh ({_WEIGHS[ParticipantRole(entry.role)]})"
     )
-    if not credits_micro and (strikes := _strikes(bundle, entry.node)):
+    if not credits_micro and (strikes := tell_strikes(bundle, entry.node)):
         shown += f"; its probes failed: {strikes}"
+    if result is not None and result.reason == Reason.MISTAKE:
+        shown += f"; its word was proven wrong: {tell_mistakes(bundle, entry.node)}"
     return PathStep("metered", credits_micro > 0, shown)
 
 
@@ -210,11 +213,9 @@ def _call_metered(bundle: Bundle, call: CallEntry) -> PathStep:
     standing = check_standing(call.forward, call.receipt, call.delivery, is_proven=is_proven)
     if standing is not CallStanding.COUNTS:
         return PathStep("metered", False, f"the call does not count: {standing.value}")
-    probe = _find_probe(bundle, call.forward.call_id)
-    if probe is not None:
-        verdict = Verdict(probe.verdict)
-        shown = f"a probe, found {verdict.name}; probes count by passing"
-        return PathStep("metered", verdict is Verdict.PASS, shown)
+    told = tell_probe(bundle, call)
+    if told is not None:
+        return PathStep("metered", *told)
     paid = f"{format_credits_floor(call.delivery.vault_micro, 6)} of "
     paid += f"{format_credits_floor(call.delivery.credits_micro, 6)} credits were bought in the vault"
     return PathStep("metered", call.delivery.vault_micro > 0, paid)
@@ -223,27 +224,11 @@ def _call_metered(bundle: Bundle, call: CallEntry) -> PathStep:
 def _settled(bundle: Bundle, node: Address, result: ResultEntry | None) -> PathStep:
     reason = Reason.UNBOUND if result is None else Reason(result.reason)
     if reason is Reason.VERDICT:
-        return PathStep("settled", False, f"a verdict stands against it: {_strikes(bundle, node)}")
+        return PathStep("settled", False, f"a verdict stands against it: {tell_strikes(bundle, node)}")
     if reason is not Reason.ELIGIBLE or result is None:
         return PathStep("settled", False, f"not eligible: {reason.value}")
     reward_wei = int.from_bytes(result.reward_wei, "big")
     return PathStep("settled", reward_wei > 0, f"{format_token_floor(reward_wei)} EMC in the bundle")
-
-
-def _find_probe(bundle: Bundle, call_id: bytes) -> ProbeResult | None:
-    probes = (probe for entry in bundle.reveals for probe in entry.probes)
-    return next((probe for probe in probes if probe.call_id == call_id), None)
-
-
-def _strikes(bundle: Bundle, node: Address) -> str:
-    found = [
-        f"{Verdict(probe.verdict).name} by {entry.reveal.validator}, "
-        f"statistic {probe.statistic_e12 / 1e12:.1e}, {format_call_id(probe.call_id)}"
-        for entry in bundle.reveals
-        for probe in entry.probes
-        if probe.node == node and Verdict(probe.verdict).is_strike
-    ]
-    return "; ".join(found)
 
 
 def _on_chain(bundle: Bundle, entry: SnapshotEntry, chain: ChainFacts) -> list[PathStep]:

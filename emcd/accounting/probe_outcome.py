@@ -1,7 +1,8 @@
-"""What the revealed probes of a round come to: who did its part, what nodes passed, which strikes stand.
+"""What the revealed probes of a round are: planned, done, backed by a call, and through which router.
 
 A verdict on an answer needs the answer: it is backed by a call of the bundle with its node, its
-request and its response; an ERROR needs the call alone, or none. One call backs one probe, that
+request and its response; an ERROR needs the call alone, or none where the node answered nobody in the
+round. One call backs one probe, that
 whose planned time is nearest to the call's start; a planned time is drawn from the seed that its
 validator committed to, so that copying another's probe gains nothing.
 
@@ -21,117 +22,98 @@ from dataclasses import dataclass
 
 from emcd.accounting.assignment import draw_time_ms
 from emcd.accounting.evidence_rule import NO_CALL
-from emcd.accounting.suspension import Strike
-from emcd.accounting.tally import ProbedCall
+from emcd.accounting.tally import CallTally, NodeTally, ProbedCall
 from emcd.accounting.terms import RoundTerms
 from emcd.proto.address import address_bytes
-from emcd.proto.bundle import ProbeResult, RevealEntry, VoteEntry
+from emcd.proto.bundle import ProbeResult, RevealEntry
 from emcd.proto.messages import Verdict
 from emcd.types import ZERO_ADDRESS, Address
 
 
 @dataclass(frozen=True)
-class Accusation:
-    """A backed FAIL or GROSS of a prober."""
+class BackedProbe:
+    """A revealed probe that a call backs; `counts`: the call may earn."""
 
     prober: Address
     node: Address
     call_id: bytes
     receipt_hash: bytes
+    model_hash: bytes
     verdict: Verdict
+    statistic_e12: int
+    counts: bool
 
 
 @dataclass(frozen=True)
 class ProbeOutcome:
-    """Counts of the round: probes planned and done by validator, passed by node; by router those that it
-    forwarded, and those of its nodes, which were due to it."""
+    """The round's probes before anybody voted: planned and done by validator; by router those that it
+    forwarded, and those of its nodes, which were due to it. `probes` are sorted by their calls."""
 
     planned: Counter[Address]
     done: Counter[Address]
-    passed: Counter[Address]
     forwarded: Counter[Address]
     due: Counter[Address]
-    accusations: tuple[Accusation, ...]
+    probes: tuple[BackedProbe, ...]
 
     @property
-    def struck(self) -> dict[bytes, bytes]:
-        """The receipt hash of every accused call, by call id: what may be voted on."""
-        return {item.call_id: item.receipt_hash for item in self.accusations}
+    def votable(self) -> dict[bytes, bytes]:
+        """The receipt hash by call id of every probe that was answered: what may be voted on."""
+        return {
+            probe.call_id: probe.receipt_hash for probe in self.probes if probe.verdict is not Verdict.ERROR
+        }
 
 
 def compute_probe_outcome(
-    terms: RoundTerms,
-    reveals: Iterable[RevealEntry],
-    calls: Mapping[bytes, ProbedCall],
-    online: Set[Address],
+    terms: RoundTerms, reveals: Iterable[RevealEntry], tally: CallTally, online: Set[Address]
 ) -> ProbeOutcome:
-    """Args: `calls` those that the reveals name (`CallTally.probed`), `online` nodes with a status."""
+    """Args: `tally` with the calls that the reveals name, `online` nodes with a status."""
     probes = [(entry.reveal, probe) for entry in reveals for probe in entry.probes]
-    backed = _backed(terms, [(reveal.seed, probe) for reveal, probe in probes], calls)
+    backed = _backed(terms, [(reveal.seed, probe) for reveal, probe in probes], tally.probed)
     done: Counter[Address] = Counter()
-    passed: Counter[Address] = Counter()
-    probed: Counter[Address] = Counter()
-    routes: list[tuple[Address, ProbedCall]] = []
-    accusations = []
+    found: list[BackedProbe] = []
+    routers: dict[bytes, Address] = {}
     for reveal, probe in probes:
-        verdict = Verdict(probe.verdict)
         is_backed = (probe.node, probe.slot) in backed
-        done[reveal.validator] += _is_done(
-            verdict, probe, is_backed=is_backed, is_online=probe.node in online
-        )
-        if not is_backed:
-            continue
-        call = calls[probe.call_id]
-        probed[probe.node] += 1
-        routes.append((probe.node, call))
-        passed[probe.node] += verdict is Verdict.PASS and call.counts
-        if verdict.is_strike:
-            accusations.append(
-                Accusation(reveal.validator, probe.node, probe.call_id, call.receipt_hash, verdict)
-            )
+        done[reveal.validator] += _is_done(probe, tally, is_backed=is_backed, is_online=probe.node in online)
+        if is_backed:
+            call = tally.probed[probe.call_id]
+            routers[probe.call_id] = call.router
+            found.append(_as_backed(reveal.validator, probe, call))
+    found.sort(key=lambda item: item.call_id)
     planned = Counter(assignment.validator for assignment in terms.assignments.values())
-    forwarded, due = _count_routes(routes, probed)
-    accused = tuple(sorted(accusations, key=lambda item: item.call_id))
-    return ProbeOutcome(planned, +done, +passed, forwarded, due, accused)
+    forwarded, due = _count_routes(found, routers)
+    return ProbeOutcome(planned, +done, forwarded, due, tuple(found))
 
 
-def list_standing_strikes(
-    terms: RoundTerms, outcome: ProbeOutcome, votes: Iterable[VoteEntry]
-) -> tuple[Strike, ...]:
-    """The accusations that more than 2/3 of the frozen power confirm; the prober's word is its vote.
-
-    A set with fewer members than `minimum_judges` convicts nobody.
-    """
-    if len(terms.powers) < terms.params.minimum_judges:
-        return ()
-    cast: dict[bytes, dict[Address, Verdict]] = {}
-    for entry in votes:
-        cast.setdefault(entry.vote.call_id, {})[entry.vote.validator] = Verdict(entry.vote.verdict)
-    strikes = []
-    for item in outcome.accusations:
-        ballots = {**cast.get(item.call_id, {}), item.prober: item.verdict}
-        gross = sum(terms.powers[voter] for voter, verdict in ballots.items() if verdict is Verdict.GROSS)
-        strike = sum(terms.powers[voter] for voter, verdict in ballots.items() if verdict.is_strike)
-        if terms.is_quorum(gross):
-            strikes.append(Strike(item.node, item.call_id, Verdict.GROSS))
-        elif terms.is_quorum(strike):
-            strikes.append(Strike(item.node, item.call_id, Verdict.FAIL))
-    return tuple(strikes)
+def _as_backed(prober: Address, probe: ProbeResult, call: ProbedCall) -> BackedProbe:
+    return BackedProbe(
+        prober,
+        probe.node,
+        probe.call_id,
+        call.receipt_hash,
+        call.model_hash,
+        Verdict(probe.verdict),
+        probe.statistic_e12,
+        call.counts,
+    )
 
 
 def _count_routes(
-    routes: Iterable[tuple[Address, ProbedCall]], probed: Mapping[Address, int]
+    probes: Iterable[BackedProbe], routers: Mapping[bytes, Address]
 ) -> tuple[Counter[Address], Counter[Address]]:
     """By router: probes it forwarded, and probes of the nodes that it had.
 
-    Args: `routes` node and call of the probes that a call backs, `probed` how many those are by node.
+    Args: `routers` the router by call id, zero where the hub scheduled by itself.
     """
+    probed: Counter[Address] = Counter()
     forwarded: Counter[Address] = Counter()
     nodes: dict[Address, set[Address]] = {}
-    for node, call in routes:
-        if call.router != ZERO_ADDRESS and call.counts:
-            forwarded[call.router] += 1
-            nodes.setdefault(call.router, set()).add(node)
+    for probe in probes:
+        router = routers[probe.call_id]
+        probed[probe.node] += 1
+        if router != ZERO_ADDRESS and probe.counts:
+            forwarded[router] += 1
+            nodes.setdefault(router, set()).add(probe.node)
     due = Counter({router: sum(probed[node] for node in its) for router, its in nodes.items()})
     return forwarded, due
 
@@ -153,14 +135,18 @@ def _backed(
 
 
 def _matches(probe: ProbeResult, call: ProbedCall) -> bool:
-    if probe.node != call.node or probe.request_hash != call.request_hash:
+    if probe.node != call.node or probe.request_hash != call.request_hash or probe.verdict == Verdict.OFFLINE:
         return False
     return probe.verdict == Verdict.ERROR or (call.is_proven and probe.response_hash == call.response_hash)
 
 
-def _is_done(verdict: Verdict, probe: ProbeResult, *, is_backed: bool, is_online: bool) -> bool:
-    if verdict is Verdict.OFFLINE:
+def _is_done(probe: ProbeResult, tally: CallTally, *, is_backed: bool, is_online: bool) -> bool:
+    """Whether the prober did its part.
+
+    That no call came about is easily said: who answered others in the round could have been asked.
+    """
+    if probe.verdict == Verdict.OFFLINE:
         return not is_online
-    if verdict is Verdict.ERROR:
-        return is_backed or probe.call_id == NO_CALL
+    if probe.verdict == Verdict.ERROR and probe.call_id == NO_CALL:
+        return not tally.nodes.get(probe.node, NodeTally()).counted_calls
     return is_backed

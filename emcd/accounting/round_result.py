@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from emcd.accounting.credits import compute_node_credits_floor, router_credits_floor, validator_credits_floor
 from emcd.accounting.eligibility import Deeds, Reason, check_eligibility
 from emcd.accounting.emission import issue_wei
-from emcd.accounting.probe_outcome import ProbeOutcome, list_standing_strikes
+from emcd.accounting.probe_outcome import ProbeOutcome
 from emcd.accounting.reward_tree import compute_reward_root
+from emcd.accounting.ruling import Rulings, compute_rulings
 from emcd.accounting.settlement import split_rewards
 from emcd.accounting.suspension import Strike
 from emcd.accounting.tally import CallTally, NodeTally
@@ -21,7 +23,7 @@ from emcd.accounting.terms import RoundTerms
 from emcd.accounting.weights import encode_weight, reward_weight
 from emcd.money import encode_wei
 from emcd.proto.address import address_bytes
-from emcd.proto.bundle import ResultEntry, SnapshotEntry, Total, VoteEntry
+from emcd.proto.bundle import ResultEntry, RevealEntry, SnapshotEntry, Total, VoteEntry
 from emcd.types import Address, Hash, ParticipantRole
 
 __all__ = ["RoundEvidence", "RoundResult", "Strike", "compute_round_result", "round_issue_wei"]
@@ -35,14 +37,21 @@ class RoundEvidence:
     totals: Mapping[Address, int]
     tally: CallTally
     online: frozenset[Address]
-    revealed: frozenset[Address]
+    reveals: Sequence[RevealEntry]
     probes: ProbeOutcome
     votes: Sequence[VoteEntry]
+
+    @cached_property
+    def revealed(self) -> frozenset[Address]:
+        return frozenset(entry.reveal.validator for entry in self.reveals)
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What the round gives. `totals_after` are the cumulative wei of all wallets, sorted."""
+    """What the round gives. `totals_after` are the cumulative wei of all wallets, sorted.
+
+    `strikes` cost their nodes something; those in `shadowed` are written down alone.
+    """
 
     results: tuple[ResultEntry, ...]
     issue_wei: int
@@ -50,17 +59,17 @@ class RoundResult:
     cumulative_wei: int
     root: Hash
     strikes: tuple[Strike, ...]
+    shadowed: tuple[Strike, ...] = ()
 
 
 def compute_round_result(terms: RoundTerms, evidence: RoundEvidence) -> RoundResult:
     """Credits, weights, rewards, totals and root."""
-    strikes = list_standing_strikes(terms, evidence.probes, evidence.votes)
-    struck = {strike.node for strike in strikes}
+    rulings = compute_rulings(terms, evidence.probes, evidence.reveals, evidence.votes)
     entries = {entry.node: entry for entry in evidence.participants if entry.role != ParticipantRole.HUB}
     hubs = {entry.node for entry in evidence.participants} - entries.keys()
     nodes = sorted((entries.keys() | evidence.tally.nodes.keys() | evidence.online) - hubs, key=address_bytes)
-    credits = {node: _credits(terms, evidence, entries.get(node), node) for node in nodes}
-    reasons = {node: _reason(terms, evidence, entries.get(node), node, node in struck) for node in nodes}
+    credits = {node: _credits(terms, evidence, rulings, entries.get(node), node) for node in nodes}
+    reasons = {node: _reason(terms, evidence, rulings, entries.get(node), node) for node in nodes}
     weights = {
         node: reward_weight(
             terms.params, credits[node], int.from_bytes(entry.stake_wei, "big"), entry.role, entry.lock_days
@@ -87,7 +96,8 @@ def compute_round_result(terms: RoundTerms, evidence: RoundEvidence) -> RoundRes
         encode_totals(after),
         sum(after.values()),
         compute_reward_root(after),
-        strikes,
+        rulings.strikes,
+        rulings.shadowed,
     )
 
 
@@ -108,18 +118,22 @@ def decode_totals(totals: Iterable[Total]) -> dict[Address, int]:
     return {total.wallet: int.from_bytes(total.cumulative_wei, "big") for total in totals}
 
 
-def _credits(terms: RoundTerms, evidence: RoundEvidence, entry: SnapshotEntry | None, node: Address) -> int:
+def _credits(
+    terms: RoundTerms, evidence: RoundEvidence, rulings: Rulings, entry: SnapshotEntry | None, node: Address
+) -> int:
     probes = evidence.probes
     if entry is not None and entry.role == ParticipantRole.VALIDATOR:
-        return validator_credits_floor(terms.params, probes.done[node], probes.planned[node])
+        if node in rulings.mistaken:
+            return 0
+        return validator_credits_floor(terms.params, rulings.done[node], rulings.planned[node])
     if entry is not None and entry.role == ParticipantRole.ROUTER:
         return router_credits_floor(terms.params, probes.forwarded[node], probes.due[node])
     tally = evidence.tally.nodes.get(node, NodeTally())
-    return compute_node_credits_floor(terms.params, tally.vault_micro, probes.passed[node])
+    return compute_node_credits_floor(terms.params, tally.vault_micro, rulings.passed[node])
 
 
 def _reason(
-    terms: RoundTerms, evidence: RoundEvidence, entry: SnapshotEntry | None, node: Address, is_struck: bool
+    terms: RoundTerms, evidence: RoundEvidence, rulings: Rulings, entry: SnapshotEntry | None, node: Address
 ) -> Reason:
     is_router = entry is not None and entry.role == ParticipantRole.ROUTER
     successes = (
@@ -127,7 +141,13 @@ def _reason(
         if is_router
         else evidence.tally.nodes.get(node, NodeTally()).counted_calls
     )
-    deeds = Deeds(node in evidence.online, is_struck, successes > 0, node in evidence.revealed)
+    deeds = Deeds(
+        node in evidence.online,
+        node in rulings.struck,
+        successes > 0,
+        node in evidence.revealed,
+        node in rulings.mistaken,
+    )
     return check_eligibility(terms.params, terms.round, entry, deeds)
 
 

@@ -26,6 +26,7 @@ class ProbedCall:
 
     node: Address
     router: Address
+    model_hash: bytes
     request_hash: bytes
     response_hash: bytes
     receipt_hash: bytes

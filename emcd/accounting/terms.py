@@ -17,7 +17,7 @@ from emcd.proto.eip712 import Domain
 from emcd.proto.params import NetworkParams, PriceTable
 from emcd.types import ZERO_HASH, Address, ParticipantRole
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_ROUNDS = 1 << 40
 MAX_DURATION_S = 1 << 32
 MAX_TIME_MS = 1 << 58

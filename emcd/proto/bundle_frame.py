@@ -23,7 +23,7 @@ from emcd.errors import RemoteProtocolError
 from emcd.proto.hashing import keccak
 from emcd.types import Hash
 
-MAGIC = b"EMCDBDL2"
+MAGIC = b"EMCDBDL3"
 MAX_BUNDLE_BYTES = 1 << 30
 MAX_FRAME_BYTES = 16 << 20
 GROUP_CALLS = 4096
@@ -53,7 +53,7 @@ class Section(IntEnum):
         return self.name.lower()
 
 
-MAX_ITEMS = (1, 1 << 17, 256, 1 << 22, 1 << 22, 1 << 22, 1 << 17, 256, 256, 1 << 17, 1 << 20, 1 << 18)
+MAX_ITEMS = (1, 1 << 17, 256, 1 << 22, 1 << 22, 1 << 22, 1 << 17, 256, 256, 1 << 20, 1 << 20, 1 << 18)
 
 
 class BundleFault(RemoteProtocolError):

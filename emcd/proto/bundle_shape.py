@@ -31,15 +31,18 @@ from emcd.proto.bundle import (
     VoteEntry,
 )
 from emcd.proto.eip712 import TypedStruct
-from emcd.proto.params import ModelPrice, NetworkParams, PriceTable
+from emcd.proto.params import ModelPrice, ModelStanding, NetworkParams, PriceTable
 
 _Check = Callable[[Any], bool]
+
+_NAMED_STANDINGS = (ModelStanding.ENFORCED, ModelStanding.DELISTED)
+_PARAMETER_SHAPES = {"compute_locks": "locks", "models": "catalogue"}
 
 _SHAPES: dict[type[msgspec.Struct], str] = {
     BundleHeader: "uint32 uint63 address uint63 address address struct structs uint63[] uint63 bytes32 uint63 bytes32"
     " previous bytes32 bytes32 bytes32 bytes32",
     NetworkParams: " ".join(
-        "locks" if name == "compute_locks" else "bytes32" if name.endswith("_wei") else "uint63"
+        _PARAMETER_SHAPES.get(name, "bytes32" if name.endswith("_wei") else "uint63")
         for name in NetworkParams.__struct_fields__
     ),
     PriceTable: "uint32 struct prices",
@@ -119,6 +122,13 @@ def _is_locks(rows: tuple[tuple[int, int], ...]) -> bool:
     )
 
 
+def _is_catalogue(rows: tuple[tuple[str, int], ...]) -> bool:
+    names = [name for name, _ in rows]
+    return names == sorted(set(names)) and all(
+        len(name) == 66 and standing in _NAMED_STANDINGS for name, standing in rows
+    )
+
+
 def _is_other_records(others: tuple[tuple[int, bytes], ...]) -> bool:
     indexes = [index for index, _ in others]
     return (
@@ -139,4 +149,5 @@ _NAMED: dict[str, _Check] = {
     "prices": _is_price_rows,
     "others": _is_other_records,
     "locks": _is_locks,
+    "catalogue": _is_catalogue,
 }

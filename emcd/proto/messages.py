@@ -26,7 +26,7 @@ class Verdict(IntEnum):
 
     @property
     def is_strike(self) -> bool:
-        return self in (Verdict.FAIL, Verdict.GROSS)
+        return self in (Verdict.FAIL, Verdict.GROSS, Verdict.CLASS)
 
 
 class Binding(TypedStruct, frozen=True, array_like=True):
@@ -171,9 +171,11 @@ class Reveal(TypedStruct, frozen=True, array_like=True):
 
 
 class Vote(TypedStruct, frozen=True, array_like=True):
-    """A validator's own verdict on a probe that another one called a FAIL or GROSS.
+    """A validator's own verdict on a probe of another one: on every strike, and on the PASSes that it
+    has to check again.
 
-    `statistic_e12` is the statistic times 10**12, rounded down (relative L2 for embeddings).
+    `statistic_e12` is the statistic times 10**12, rounded down: relative L2 for embeddings; for text
+    the largest of its statistics, each as a share of its threshold.
     """
 
     eip712: ClassVar = ("address", "uint64", "bytes16", "bytes32", "uint8", "uint64")
@@ -183,3 +185,51 @@ class Vote(TypedStruct, frozen=True, array_like=True):
     receipt_hash: bytes
     verdict: int
     statistic_e12: int
+
+
+class Results(TypedStruct, frozen=True, array_like=True):
+    """What came of a validator's probes, fixed before anybody's seed is known; once a round.
+
+    `probes_hash` is the one that its reveal will open to.
+    """
+
+    eip712: ClassVar = ("address", "uint64", "bytes32", "uint64")
+    validator: Address
+    round: int
+    probes_hash: bytes
+    signed_at_ms: int
+
+
+class TaskResult(TypedStruct, frozen=True, array_like=True):
+    """A validator's verdict on a transcript that another one gave it to judge."""
+
+    eip712: ClassVar = ("address", "uint64", "bytes32", "uint8", "uint64")
+    validator: Address
+    round: int
+    task_hash: bytes
+    verdict: int
+    statistic_e12: int
+
+
+class Task(TypedStruct, frozen=True, array_like=True):
+    """A validator asks another one to judge a transcript; what it says of it is a `TaskResult`."""
+
+    eip712: ClassVar = ("address", "address", "uint64", "bytes32")
+    sender: Address
+    receiver: Address
+    round: int
+    task_hash: bytes
+
+
+class Challenge(TypedStruct, frozen=True, array_like=True):
+    """A validator asks a node for the answer that it signed a receipt for.
+
+    `knowledge` can only be made by who knows the request, so that nobody is told a prompt anew.
+    """
+
+    eip712: ClassVar = ("address", "address", "bytes16", "bytes32", "uint64")
+    validator: Address
+    node: Address
+    call_id: bytes
+    knowledge: bytes
+    deadline_ms: int

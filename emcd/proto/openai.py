@@ -4,16 +4,19 @@ Owns the canonical upstream transform. It is a function of path, body and conten
 whoever sent a request can recompute its `proto.records.request_hash`. Invariants: of JSON the order of
 the client's fields is kept, what the node gets never tells which node was asked for, nor how the client
 writes JSON, and nothing but the fields named here is read or changed; a form's bytes stay as they are,
-only its content type is written in one way.
+only its content type is written in one way. A call of a model that can be verified goes further than
+that: see `openai_evidence`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from emcd.proto.json_bound import MAX_NESTED, MAX_STRINGS, is_too_fine
+from emcd.proto.openai_evidence import EVIDENCE_ENDPOINTS, Asked, ask_evidence, order_fields
 from emcd.proto.openai_media import name_form, read_form_request, read_media_request
 from emcd.proto.openai_shape import (
     BASIC_ENDPOINTS,
@@ -22,6 +25,7 @@ from emcd.proto.openai_shape import (
     JSON,
     MAX_CHOICES,
     Endpoint,
+    Hidden,
     Once,
     RequestError,
     UpstreamRequest,
@@ -40,6 +44,8 @@ __all__ = [
     "ENDPOINT_WORDS",
     "JSON",
     "Endpoint",
+    "EvidenceRule",
+    "Hidden",
     "Once",
     "RequestError",
     "UpstreamRequest",
@@ -57,6 +63,10 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
 
+EvidenceRule = Callable[[Endpoint, str], bool]
+"""Whether calls of a model at an endpoint ask for evidence."""
+
+
 class _Named(msgspec.Struct, frozen=True):
     model: str
     stream: bool | None = None
@@ -64,13 +74,27 @@ class _Named(msgspec.Struct, frozen=True):
 
 _EMBEDDINGS, _RESPONSES, _CHAT = Endpoint.EMBEDDINGS, Endpoint.RESPONSES, Endpoint.CHAT
 """Names of this module: to read a member of an Enum costs four times as much."""
+_NOTHING = Asked()
 _decode_named = msgspec.json.Decoder(_Named).decode
 
 
-def read_request(endpoint: Endpoint, body: bytes, content_type: str = JSON) -> UpstreamRequest:
+def read_request(
+    endpoint: Endpoint,
+    body: bytes,
+    content_type: str = JSON,
+    *,
+    evidence: bool | EvidenceRule = False,
+    seed: int | Callable[[], int] | None = None,
+) -> UpstreamRequest:
     """Read a client's request and make the node's out of it.
 
-    `provider` is taken out; a streamed completion is made to report its usage; all else stays.
+    `provider` is taken out; a streamed completion is made to report its usage; all else stays, but where
+    evidence is asked for.
+
+    Args:
+        evidence: whether the model is one that can be verified, or a rule that tells it of the model.
+        seed: of 63 bits, or what draws it, for a call with evidence whose client gave none.
+
     Raises: RequestError EMC-1701 (not JSON), EMC-1702 (a field is missing or wrong).
     """
     if endpoint.is_form:
@@ -78,13 +102,10 @@ def read_request(endpoint: Endpoint, body: bytes, content_type: str = JSON) -> U
     table = _decode_object(body)
     model = require_model(table.get("model"))
     wish = take_wish(table)
+    asks = evidence is not False and _asks_evidence(endpoint, model, evidence)
+    asked = ask_evidence(endpoint, table, seed) if asks else _NOTHING
     if endpoint is _EMBEDDINGS:
-        if table.get("stream"):
-            raise wrong("stream", "embeddings are not streamed")
-        upstream = _encode(table)
-        inputs = _count_inputs(table, "input")
-        bound = len(upstream) + _OVERHEAD_TOKENS * inputs
-        return UpstreamRequest(endpoint, model, upstream, False, False, inputs, 1, bound, 0, wish)
+        return _read_texts(table, model, wish, asks)
     if endpoint.is_media:
         return read_media_request(endpoint, table, model, _encode(table), wish)
     if endpoint is _RESPONSES:
@@ -96,10 +117,11 @@ def read_request(endpoint: Endpoint, body: bytes, content_type: str = JSON) -> U
         output *= choices
     stream = read_bool(table, "stream") if "stream" in table else False
     wants_usage = _force_usage(table) if stream else False
-    upstream = _encode(table)
+    upstream = _encode(order_fields(table) if asks else table)
     bound = len(upstream) + _OVERHEAD_TOKENS * inputs
     return UpstreamRequest(
-        endpoint, model, upstream, stream, wants_usage, inputs, choices, bound, output, wish
+        endpoint, model, upstream, stream, wants_usage, inputs, choices, bound, output, wish, evidence=asks,
+        hidden=asked.hidden, drawn_seed=asked.seed,
     )  # fmt: skip
 
 
@@ -130,6 +152,22 @@ def _decode_object(body: bytes) -> dict[str, Any]:
     if type(table) is not dict:
         raise RequestError("EMC-1701", "the body must be a JSON object")
     return table
+
+
+def _asks_evidence(endpoint: Endpoint, model: str, rule: bool | EvidenceRule) -> bool:
+    return endpoint in EVIDENCE_ENDPOINTS and (rule is True or (callable(rule) and rule(endpoint, model)))
+
+
+def _read_texts(table: dict[str, Any], model: str, wish: Wish, asks: bool) -> UpstreamRequest:
+    """A request for embeddings."""
+    if table.get("stream"):
+        raise wrong("stream", "embeddings are not streamed")
+    upstream = _encode(order_fields(table) if asks else table)
+    inputs = _count_inputs(table, "input")
+    bound = len(upstream) + _OVERHEAD_TOKENS * inputs
+    return UpstreamRequest(
+        _EMBEDDINGS, model, upstream, False, False, inputs, 1, bound, 0, wish, evidence=asks
+    )  # fmt: skip
 
 
 def _read_response(table: dict[str, Any], model: str, wish: Wish) -> UpstreamRequest:

@@ -75,6 +75,18 @@ class Once(msgspec.Struct, frozen=True):
     request_hash: bytes
 
 
+class Hidden(msgspec.Struct, frozen=True):
+    """What of an answer its client did not ask for.
+
+    Attributes:
+        most_logprobs: how many alternatives of a position it did ask for; None: no logprobs at all.
+        token_ids: whether they are taken out.
+    """
+
+    most_logprobs: int | None
+    token_ids: bool
+
+
 class UpstreamRequest(msgspec.Struct, frozen=True):
     """A request as it goes to a node. The bounds are what it can cost at most.
 
@@ -87,6 +99,9 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
         wish: what it asks of routing.
         known_hash: its request hash where that was computed already, else empty.
         once: set where the client gave an Idempotency-Key.
+        evidence: whether it asks for what a judge needs, as all calls of a model that can be verified do.
+        hidden: what of that its client did not ask for; None: the answer passes as it comes.
+        drawn_seed: the seed that was added, without which nobody can tell what was forwarded.
     """
 
     endpoint: Endpoint
@@ -102,6 +117,9 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     content_type: str = JSON
     known_hash: bytes = b""
     once: Once | None = None
+    evidence: bool = False
+    hidden: Hidden | None = None
+    drawn_seed: int | None = None
 
     @property
     def only(self) -> tuple[Address, ...]:

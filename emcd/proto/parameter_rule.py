@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from emcd.money import WEI_PER_TOKEN
-from emcd.proto.params import ModelPrice, NetworkParams, PriceTable
+from emcd.money import BPS, WEI_PER_TOKEN
+from emcd.proto.params import ModelPrice, ModelStanding, NetworkParams, PriceTable
 
 FIXED = (
     "genesis_time_s",
@@ -35,6 +35,7 @@ MAX_LOCKS = 32
 MAX_LOCK_DAYS = 3_650
 MAX_MULTIPLIER_BPS = 1_000_000
 MAX_MODEL_PRICES = 128
+MAX_CATALOGUE = 128
 MAX_BEACON_BLOCKS = 64
 _MANIFEST = re.compile(r"0x[0-9a-f]{64}")
 _MINIMA = ("compute_minimum_wei", "router_minimum_wei", "validator_minimum_wei")
@@ -96,7 +97,10 @@ def _rule_faults(params: NetworkParams) -> Iterator[str]:
     for name in ("router_lock_days", "validator_lock_days", "hub_lock_days"):
         if getattr(params, name) > MAX_LOCK_DAYS:
             yield f"{name} is more than {MAX_LOCK_DAYS}"
+    if params.recheck_bps > BPS:
+        yield f"recheck_bps is more than {BPS}"
     yield from _lock_faults(params.compute_locks)
+    yield from _catalogue_faults(params.models)
 
 
 def _lock_faults(locks: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -108,6 +112,17 @@ def _lock_faults(locks: tuple[tuple[int, int], ...]) -> Iterator[str]:
         multipliers != sorted(multipliers) or not 1 <= multipliers[0] <= multipliers[-1] <= MAX_MULTIPLIER_BPS
     ):
         yield f"the multipliers {multipliers} do not ascend from 1 to at most {MAX_MULTIPLIER_BPS}"
+
+
+def _catalogue_faults(models: tuple[tuple[str, int], ...]) -> Iterator[str]:
+    names = [name for name, _ in models]
+    if names != sorted(set(names)) or len(names) > MAX_CATALOGUE:
+        yield f"the models are not sorted by manifest, each once, at most {MAX_CATALOGUE}"
+    for name, standing in models:
+        if not _MANIFEST.fullmatch(name):
+            yield f"{name[:80]!r} is no manifest hash of 0x and 64 lower-case hex digits"
+        if standing not in (ModelStanding.ENFORCED, ModelStanding.DELISTED):
+            yield f"the model {name[:80]} is not enforced (1) or delisted (2); one in shadow is not named"
 
 
 def _price_faults(prices: PriceTable) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from emcd.money import format_credits_floor, format_token_floor
 from emcd.proto.parameters import ParameterSet
-from emcd.proto.params import ModelPrice, NetworkParams
+from emcd.proto.params import ModelPrice, ModelStanding, NetworkParams
 
 
 def list_differences(before: ParameterSet, after: ParameterSet) -> tuple[str, ...]:
@@ -14,10 +14,11 @@ def list_differences(before: ParameterSet, after: ParameterSet) -> tuple[str, ..
     found = [
         f"{_title(name)}: {_shown(name, old)} becomes {_shown(name, new)}"
         for name in NetworkParams.__struct_fields__
-        if name not in ("version", "compute_locks")
+        if name not in ("version", "compute_locks", "models")
         and (old := getattr(before.params, name)) != (new := getattr(after.params, name))
     ]
     found += _lock_differences(dict(before.params.compute_locks), dict(after.params.compute_locks))
+    found += _standing_differences(dict(before.params.models), dict(after.params.models))
     old_prices = {"other models": before.prices.default, **dict(before.prices.models)}
     new_prices = {"other models": after.prices.default, **dict(after.prices.models)}
     for name in (*old_prices, *(name for name in new_prices if name not in old_prices)):
@@ -26,7 +27,7 @@ def list_differences(before: ParameterSet, after: ParameterSet) -> tuple[str, ..
 
 
 def _title(name: str) -> str:
-    for unit in ("_wei", "_micro", "_ms", "_s"):
+    for unit in ("_wei", "_micro", "_ms", "_s", "_bps"):
         name = name.removesuffix(unit)
     return name.replace("_", " ")
 
@@ -36,6 +37,8 @@ def _shown(name: str, value: int | bytes) -> str:
         return f"{format_token_floor(int.from_bytes(value, 'big'))} token"
     if name.endswith("_micro"):
         return f"{format_credits_floor(value, 6)} credits"
+    if name.endswith("_bps"):
+        return f"{value // 100}.{value % 100:02d} %"
     for suffix, unit in (("_ms", "ms"), ("_s", "s"), ("_rounds", "rounds"), ("_days", "days")):
         if name.endswith(suffix):
             return f"{value} {unit}"
@@ -55,6 +58,20 @@ def _lock_differences(before: dict[int, int], after: dict[int, int]) -> Iterator
 
 def _factor(bps: int) -> str:
     return f"{bps // 10_000}.{bps % 10_000:04d}"
+
+
+_STANDINGS = {
+    ModelStanding.SHADOW: "in shadow (a FAIL is written down and costs nothing)",
+    ModelStanding.ENFORCED: "enforced (a FAIL costs the round, two suspend)",
+    ModelStanding.DELISTED: "delisted (nobody may sell it)",
+}
+
+
+def _standing_differences(before: dict[str, int], after: dict[str, int]) -> Iterator[str]:
+    for name in sorted(before.keys() | after.keys()):
+        old, new = (ModelStanding(table.get(name, ModelStanding.SHADOW)) for table in (before, after))
+        if old is not new:
+            yield f"model {name}: {_STANDINGS[old]} becomes {_STANDINGS[new]}"
 
 
 def _price_differences(name: str, before: ModelPrice | None, after: ModelPrice | None) -> Iterator[str]:

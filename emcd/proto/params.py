@@ -6,6 +6,8 @@ duration by its round length. A bundle names the version it was settled under.
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import msgspec
 
 from emcd.money import BPS
@@ -36,6 +38,16 @@ class PriceTable(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fi
 
     def price_of(self, manifest: str) -> ModelPrice:
         return dict(self.models).get(manifest, self.default)
+
+
+class ModelStanding(IntEnum):
+    """What a verdict on a model's answers costs the node."""
+
+    SHADOW = 0
+    """Every model that the parameters do not name: FAIL and CLASS are written down and cost nothing."""
+    ENFORCED = 1
+    DELISTED = 2
+    """Nobody may sell it: something about it is wrong, and no node is to blame."""
 
 
 class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -78,6 +90,10 @@ class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
         (180, 100_000),
     )
     """A compute node's locks, ascending: days and the multiplier in basis points; 0 days come first."""
+    recheck_bps: int = 1_000
+    """Of the probes that passed: how many another validator judges anew."""
+    models: tuple[tuple[str, int], ...] = ()
+    """The catalogue: manifest hashes (0x-hex, ascending) that are not in shadow, each with its standing."""
 
     def round_at(self, at_ms: int) -> Round:
         """The round of a time; negative before genesis."""
@@ -95,6 +111,11 @@ class NetworkParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
 
     def epoch_of(self, index: int) -> Epoch:
         return Epoch(index // self.epoch_rounds)
+
+    def standing_of(self, manifest: bytes) -> ModelStanding:
+        """The standing of the model with this manifest hash."""
+        name = f"0x{manifest.hex()}"
+        return ModelStanding(next((row[1] for row in self.models if row[0] == name), ModelStanding.SHADOW))
 
     def multiplier_bps(self, role: int, lock_days: int) -> int:
         """What a stake is multiplied with; a lock between two of the table earns the shorter one's."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from io import BytesIO
 from typing import Any
 
@@ -25,7 +25,7 @@ from emcd.accounting.round_close import (
     close_round,
 )
 from emcd.money import WEI_PER_TOKEN, encode_wei
-from emcd.proto.address import address_bytes, address_of_key
+from emcd.proto.address import address_bytes, address_of_key, hex_hash
 from emcd.proto.bundle import (
     Bundle,
     CommitmentEntry,
@@ -41,7 +41,7 @@ from emcd.proto.bundle_codec import decode_bundle
 from emcd.proto.eip712 import Domain, TypedStruct
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import NodeStatus, PlanCommitment, Reveal, Verdict, Vote
-from emcd.proto.params import NetworkParams, PriceTable, devnet_params
+from emcd.proto.params import ModelStanding, NetworkParams, PriceTable, devnet_params
 from emcd.proto.records import (
     CallStatus,
     Delivery,
@@ -65,6 +65,7 @@ def secret_of(name: str) -> bytes:
     return keccak(b"secret of " + name.encode())
 
 
+@cache
 def address_of(name: str) -> Address:
     return address_of_key(secret_of(name))
 
@@ -96,6 +97,12 @@ def close_to_bytes(facts: RoundFacts, evidence: Evidence, **options: Any) -> Sea
     return SealedBundle(closed, out.getvalue())
 
 
+def enforcing_params(standing: ModelStanding = ModelStanding.ENFORCED) -> NetworkParams:
+    """The devnet's numbers, with the world's one model in the catalogue."""
+    models = ((hex_hash(MODEL_HASH), int(standing)),) if standing else ()
+    return msgspec.structs.replace(devnet_params(GENESIS_S), models=models)
+
+
 @dataclass
 class World:
     """Hub, nodes and validators; `evidence()` is what the hub has when it closes the round."""
@@ -105,7 +112,7 @@ class World:
     validator_names: Sequence[str] = ("validator-1", "validator-2", "validator-3", "validator-4")
     calls_per_node: int = 4
     batch_records: int = 5
-    params: NetworkParams = field(default_factory=lambda: devnet_params(GENESIS_S))
+    params: NetworkParams = field(default_factory=enforcing_params)
     prices: PriceTable = field(default_factory=PriceTable)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """By node name: what its probes are found to be; PASS otherwise."""

@@ -14,7 +14,7 @@ from eth_utils.crypto import keccak
 
 from tests.support import second_implementation as second
 
-MAGIC = b"EMCDBDL2"
+MAGIC = b"EMCDBDL3"
 SECTIONS = (
     "header", "participants", "validators", "totals", "calls", "batches",
     "statuses", "commitments", "reveals", "votes", "deposits", "results",

@@ -37,6 +37,10 @@ TYPES = {
     "uint32 capacity,uint32 inFlight,string version,string gpu",
     "RouterStatus": "address router,address hub,uint64 sequence,uint64 sentAtMs,uint32 nodes,"
     "uint32 inFlight,string version,string region",
+    "Results": "address validator,uint64 round,bytes32 probesHash,uint64 signedAtMs",
+    "Task": "address sender,address receiver,uint64 round,bytes32 taskHash",
+    "TaskResult": "address validator,uint64 round,bytes32 taskHash,uint8 verdict,uint64 statisticE12",
+    "Challenge": "address validator,address node,bytes16 callId,bytes32 knowledge,uint64 deadlineMs",
     "BundleSeal": "address hub,uint64 round,bytes32 bundleHash",
     "PlanCommitment": "address validator,uint64 round,bytes32 commitment,uint64 signedAtMs",
     "Reveal": "address validator,uint64 round,bytes32 seed,bytes32 corpusRoot,bytes32 salt,"

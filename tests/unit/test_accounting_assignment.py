@@ -14,7 +14,7 @@ from emcd.accounting.assignment import (
 )
 from emcd.money import encode_wei
 from emcd.proto.hashing import keccak
-from emcd.proto.params import mainnet_params
+from emcd.proto.params import devnet_params, mainnet_params
 from tests.support.round_world import GENESIS_S, World, address_of, edited
 
 PARAMS = mainnet_params(GENESIS_S)
@@ -34,14 +34,19 @@ def test_assignment_gives_each_node_two_different_validators() -> None:
 
 
 def test_draw_time_is_inside_the_window_of_the_round() -> None:
-    start, length = PARAMS.round_start_ms(3), PARAMS.round_s * 1000
+    first, last = probe_window_ms(PARAMS, 3)
     seed = keccak(b"seed")
     times = [draw_time_ms(seed, BEACON, node, slot, PARAMS, 3) for node in NODES for slot in range(2)]
 
-    assert probe_window_ms(PARAMS, 3) == (start + length * 20 // 100, start + length * 85 // 100)
-    assert min(times) >= start + length * 20 // 100
-    assert max(times) < start + length * 85 // 100
+    assert first <= min(times) < max(times) < last
     assert len(set(times)) > len(times) // 2
+
+
+def test_probe_window_leaves_hardly_a_time_that_is_known_to_be_free_of_probes() -> None:
+    long, short = mainnet_params(0), devnet_params(0)
+
+    assert probe_window_ms(long, 0) == (240_000, 7_200_000 - 90_000)
+    assert probe_window_ms(short, 2) == (30_000 + 3_000, 30_000 + 12_750)
 
 
 def test_draw_time_needs_the_seed() -> None:

@@ -181,13 +181,14 @@ def test_offence_shares_are_those_of_the_design() -> None:
         "FALSE_VERDICT": 500,
         "GROSS": 1_000,
         "CONVICTION": 100,
+        "DOUBLE_RESULTS": 500,
     }
 
 
 PAGES: dict[str, Any] = {
     "no object": [],
     "nothing": {},
-    "a kind that is not judged": {"kind": 3, "strike": {}},
+    "a kind with another's proof": {"kind": 3, "strike": {}},
     "a kind that is true": {**write_proof(SEALED), "kind": True},
     "a kind that is text": {**write_proof(SEALED), "kind": "1"},
     "the form of another kind": {**write_proof(SEALED), "kind": 2},
@@ -239,19 +240,21 @@ def test_proof_with_anything_in_it_is_read_as_it_is_or_refused(
 
 def test_convictions_are_gross_at_once_and_the_second_fail() -> None:
     params = devnet_params(1_800_000_000)
-    gross, fails, once = (make_key(name).address for name in ("gross", "fails", "once"))
-    before = {fails: Conduct((4,))}
+    gross, fails, once, classes = (make_key(name).address for name in ("gross", "fails", "once", "class"))
+    before = {fails: Conduct((4,)), classes: Conduct((4,))}
     strikes = [
         Strike(gross, b"1" * 16, Verdict.GROSS),
         Strike(gross, b"2" * 16, Verdict.FAIL),
         Strike(fails, b"3" * 16, Verdict.FAIL),
         Strike(once, b"4" * 16, Verdict.FAIL),
+        Strike(classes, b"5" * 16, Verdict.CLASS),
     ]
     after = advance_conduct(before, 7, strikes, params)
-    found = list_convictions(after, 7, A, strikes)
+    found = list_convictions(before, 7, A, strikes, params)
     expected = {StandingStrike(4, gross, 7, A), StandingStrike(5, fails, 7, A)}
     assert set(found) == expected
-    assert list_convictions(advance_conduct(after, 8, [], params), 8, A, []) == ()
+    assert after[classes].suspended_until_round > 8
+    assert list_convictions(after, 8, A, [], params) == ()
 
 
 def test_judged_rounds_are_those_in_which_a_stake_unbonds() -> None:

@@ -206,8 +206,8 @@ def test_node_whose_only_calls_are_failed_probes_breaks_at_metered_with_the_verd
     step = broken(trace_node(close(world), NODE, ALL_CLAIMED))
 
     assert step.name == "metered"
-    assert "its probes failed: GROSS by " in step.evidence
-    assert format_call_id(probe_call(world)) in step.evidence
+    assert f"{format_call_id(probe_call(world))}: GROSS (statistic " in step.evidence
+    assert "its probes failed: call_" in step.evidence
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.GROSS])
@@ -217,9 +217,10 @@ def test_node_with_a_standing_verdict_breaks_at_settled_with_its_number(verdict:
     step = broken(trace_node(close(world), NODE, ALL_CLAIMED))
 
     assert step.name == "settled"
-    assert step.evidence.startswith(f"a verdict stands against it: {verdict.name} by 0x")
-    assert "statistic 1.2e-09" in step.evidence
-    assert format_call_id(probe_call(world)) in step.evidence
+    assert step.evidence.startswith("a verdict stands against it: call_")
+    assert f"{format_call_id(probe_call(world))}: {verdict.name} (statistic " in step.evidence
+    assert f"{verdict.name} (statistic 1.2e-09) by 0x" in step.evidence
+    assert f"{verdict.name} stands" in step.evidence
 
 
 def test_node_not_eligible_for_another_reason_breaks_at_settled_and_names_it() -> None:
@@ -329,7 +330,7 @@ def test_validator_without_a_probe_drawn_breaks_at_metered() -> None:
 
     assert (step.name, step.evidence) == (
         "metered",
-        "0.00 credits that weigh (probes done of those planned)",
+        "0.00 credits that weigh (probes and re-checks done of those planned)",
     )
 
 
@@ -495,7 +496,9 @@ def test_call_that_was_a_failed_probe_breaks_at_metered() -> None:
 
     step = broken(trace_call(close(world), probe_call(world), ALL_CLAIMED))
 
-    assert (step.name, step.evidence) == ("metered", "a probe, found GROSS; probes count by passing")
+    assert step.name == "metered"
+    assert step.evidence.startswith("a probe, found GROSS (statistic 1.2e-09) by 0x")
+    assert step.evidence.endswith("more than 2/3 of the power agree; probes count by passing")
 
 
 def test_call_that_a_probe_names_wrongly_breaks_at_its_nodes_metered() -> None:

@@ -6,13 +6,13 @@ import pytest
 
 from emcd.accounting.assignment import draw_time_ms
 from emcd.accounting.probe_outcome import ProbeOutcome, compute_probe_outcome
-from emcd.accounting.tally import ProbedCall
+from emcd.accounting.tally import CallTally, ProbedCall
 from emcd.accounting.terms import make_terms
 from emcd.proto.bundle import ProbeResult, RevealEntry
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
 from emcd.types import ZERO_ADDRESS
-from tests.support.round_world import World, address_of, edited
+from tests.support.round_world import MODEL_HASH, World, address_of, edited
 
 NODE = address_of("node-1")
 CALL_ID = keccak(b"one call")[:16]
@@ -43,6 +43,7 @@ def outcome_of(reveals: list[RevealEntry], started_at_ms: int) -> ProbeOutcome:
     call = ProbedCall(
         node=NODE,
         router=ZERO_ADDRESS,
+        model_hash=MODEL_HASH,
         request_hash=REQUEST,
         response_hash=RESPONSE,
         receipt_hash=keccak(b"receipt"),
@@ -50,7 +51,7 @@ def outcome_of(reveals: list[RevealEntry], started_at_ms: int) -> ProbeOutcome:
         is_proven=True,
         counts=True,
     )
-    return compute_probe_outcome(TERMS, reveals, {CALL_ID: call}, {NODE})
+    return compute_probe_outcome(TERMS, reveals, CallTally(probed={CALL_ID: call}), {NODE})
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -65,7 +66,8 @@ def test_backing_of_a_copied_call_stays_with_the_validator_that_made_it(
         outcome = outcome_of(order, started_at_ms)
 
         assert outcome.done == {PROBERS[honest_slot]: 1}
-        assert outcome.passed == {NODE: 1}
+        assert [(probe.node, probe.prober) for probe in outcome.probes] == [(NODE, PROBERS[honest_slot])]
+        assert outcome.votable == {CALL_ID: keccak(b"receipt")}
 
 
 def test_backing_of_a_claim_without_a_rival_does_not_depend_on_the_time() -> None:

@@ -511,7 +511,10 @@ def test_close_struck_node_gets_nothing_and_the_strike_is_named() -> None:
         ((Verdict.GROSS,), None),
         ((Verdict.GROSS, Verdict.GROSS), Verdict.GROSS),
         ((Verdict.FAIL, Verdict.GROSS), Verdict.FAIL),
-        ((Verdict.PASS, Verdict.CLASS, Verdict.GROSS), None),
+        ((Verdict.PASS, Verdict.TEMPLATE, Verdict.GROSS), None),
+        ((Verdict.PASS, Verdict.CLASS, Verdict.GROSS), Verdict.CLASS),
+        ((Verdict.CLASS, Verdict.CLASS), Verdict.CLASS),
+        ((Verdict.ERROR, Verdict.OFFLINE, Verdict.GROSS), None),
     ],
 )
 def test_close_strike_stands_with_more_than_two_thirds(
@@ -599,7 +602,7 @@ NOTHING = {"call_id": bytes(16), "request_hash": ZERO_HASH, "response_hash": ZER
         ({"request_hash": keccak(b"another")}, 1, 1),
         ({"call_id": keccak(b"no such call")[:16]}, 1, 1),
         ({**NOTHING, "verdict": int(Verdict.PASS)}, 1, 1),
-        ({**NOTHING, "verdict": int(Verdict.ERROR)}, 1, 2),
+        ({**NOTHING, "verdict": int(Verdict.ERROR)}, 1, 1),
         ({**NOTHING, "verdict": int(Verdict.OFFLINE)}, 1, 1),
         ({"call_id": keccak(b"no such call")[:16], "verdict": int(Verdict.ERROR)}, 1, 1),
     ],
@@ -611,6 +614,14 @@ def test_close_verdict_without_its_call_is_no_work(changes: dict[str, Any], pass
 
     assert result_of(closed, "node-1").credits_micro == 4 * 1_500_000 + 100_000_000 * passed
     assert sum(result_of(closed, name).credits_micro for name in world.validator_names) == 200_000_000 * done
+
+
+def test_close_error_without_a_call_is_work_done_when_the_node_answered_nobody() -> None:
+    world = replace_probes(World(node_names=("node-1",)), **NOTHING, verdict=int(Verdict.ERROR))
+
+    closed = checked(world.close(calls=[]))
+
+    assert sum(result_of(closed, name).credits_micro for name in world.validator_names) == 200_000_000
 
 
 def test_close_offline_node_that_was_not_seen_is_work_done() -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from emcd.accounting.suspension import Conduct, Strike, advance_conduct
+from itertools import pairwise
+
+import pytest
+
+from emcd.accounting.suspension import Conduct, Conviction, Strike, advance_conduct, find_conviction
 from emcd.proto.messages import Verdict
 from emcd.proto.params import devnet_params
 from emcd.types import Address
@@ -62,3 +66,40 @@ def test_conduct_later_conviction_never_shortens_a_suspension() -> None:
         ].suspended_until_round
         == 100
     )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "conviction"),
+    [
+        ((), (Verdict.CLASS,), Conviction.NONE),
+        ((), (Verdict.CLASS, Verdict.CLASS), Conviction.CLASS),
+        ((Verdict.CLASS,), (Verdict.FAIL,), Conviction.CLASS),
+        ((Verdict.FAIL,), (Verdict.CLASS,), Conviction.CLASS),
+        ((Verdict.FAIL,), (Verdict.FAIL,), Conviction.FAILS),
+        ((Verdict.FAIL,), (Verdict.FAIL, Verdict.CLASS), Conviction.FAILS),
+        ((Verdict.CLASS,), (Verdict.GROSS,), Conviction.GROSS),
+        ((Verdict.FAIL,), (), Conviction.NONE),
+    ],
+)
+def test_conviction_counts_class_like_fail_and_names_what_may_be_slashed(
+    before: tuple[Verdict, ...], now: tuple[Verdict, ...], conviction: Conviction
+) -> None:
+    conduct = fold({10: list(before)}, 10)
+
+    assert find_conviction(conduct, 11, now, PARAMS) is conviction
+    is_suspended = fold({10: list(before), 11: list(now)}, 11).suspended_until_round > 11
+    assert is_suspended is (conviction is not Conviction.NONE)
+
+
+def test_conduct_class_leaves_the_window_like_a_fail() -> None:
+    assert fold({10: [Verdict.CLASS]}, 10) == Conduct(class_rounds=(10,))
+    assert fold({10: [Verdict.CLASS], 22: [Verdict.CLASS]}, 22) == Conduct(class_rounds=(22,))
+    assert fold({10: [Verdict.CLASS]}, 22) == Conduct()
+
+
+def test_conduct_strike_that_was_used_up_convicts_nobody_again() -> None:
+    rounds = {10: [Verdict.FAIL], 11: [Verdict.CLASS], 15: [Verdict.FAIL], 16: [Verdict.CLASS]}
+    ends = [fold(rounds, through).suspended_until_round for through in (11, 15, 16)]
+
+    assert ends[0] == ends[1] < ends[2]
+    assert all(a <= b for a, b in pairwise(ends))

@@ -11,7 +11,7 @@ import pytest
 
 from emcd.accounting.conformance import check_vectors
 from emcd.errors import ConfigError
-from tests.vectors import make_protocol_vectors
+from tests.vectors import make_protocol_vectors, make_verdict_vectors
 
 TESTS = Path(__file__).parent.parent
 VECTORS = TESTS / "vectors"
@@ -22,7 +22,9 @@ RECOMPUTED = (
     "emission.json",
     "messages.json",
     "reward_tree.json",
+    "sampler.json",
     "settlement.json",
+    "text_check.json",
 )
 
 
@@ -53,6 +55,11 @@ def test_vectors_of_our_own_are_what_the_script_writes(name: str) -> None:
     assert (VECTORS / name).read_text("utf-8") == make_protocol_vectors.render(name)
 
 
+@pytest.mark.parametrize("name", sorted(make_verdict_vectors.FILES))
+def test_vectors_of_verdicts_are_what_the_second_implementation_writes(name: str) -> None:
+    assert (VECTORS / name).read_text("utf-8") == make_verdict_vectors.render(name)
+
+
 def first_leaf(table: Any, path: tuple[Any, ...] = ()) -> tuple[Any, ...]:
     """The way to the last scalar of the largest part of a vector file."""
     if isinstance(table, dict):
@@ -73,6 +80,8 @@ def first_leaf(table: Any, path: tuple[Any, ...] = ()) -> tuple[Any, ...]:
         ("emission.json", "period_epoch_reward_tokens"),
         ("messages.json", "typed_messages"),
         ("reward_tree.json", "trees"),
+        ("sampler.json", "noises"),
+        ("sampler.json", "choices"),
         ("settlement.json", "cases"),
     ],
 )
@@ -91,6 +100,15 @@ def test_vectors_one_value_changed_is_named(name: str, part: str) -> None:
 
 def _other_text(text: str) -> str:
     return text[:-1] + ("0" if text[-1] != "0" else "1")
+
+
+@pytest.mark.parametrize("name", ["d", "m", "w", "first", "verdict"])
+def test_vectors_changed_statistic_is_named(name: str) -> None:
+    table = load("text_check.json")
+    row = table["answers"][7]
+    row[name] = "PASS" if name == "verdict" else f"{float(row[name]) + 3e-9:.9f}"
+
+    assert check_vectors(table).difference.startswith(f"answer 7 {name} ")
 
 
 def test_vectors_changed_bundle_result_is_named() -> None:

@@ -228,7 +228,7 @@ assert FREF is not None
 FORWARD_BATCH = FREF.batch
 
 LIES: list[tuple[str, str, str, Callable[[], Bundle | bytes]]] = [
-    ("EMC-1905", "header", "format", lambda: header(format_version=3)),
+    ("EMC-1905", "header", "format", lambda: header(format_version=2)),
     ("EMC-1905", "header", "previous round not before", lambda: header(previous_round=WORLD.round)),
     ("EMC-1905", "header", "previous hash without round", lambda: header(previous_round=-1)),
     ("EMC-1905", "header", "previous round without hash", lambda: header(previous_bundle_hash=bytes(32))),
@@ -475,7 +475,7 @@ def test_audit_failed_outcome_has_no_root_to_sign() -> None:
         _ = audit(header(root=bytes(32))).round_root
 
 
-@pytest.mark.parametrize("data", [b"", b"EMCDBDL1", b"EMCDBDL2", b"\xff" * 1000])
+@pytest.mark.parametrize("data", [b"", b"EMCDBDL1", b"EMCDBDL2", b"EMCDBDL3", b"\xff" * 1000])
 def test_audit_of_garbage_is_an_outcome(data: bytes) -> None:
     difference = audit_bundle(data).difference
     assert difference is not None

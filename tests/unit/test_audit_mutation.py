@@ -28,7 +28,7 @@ ONLY_BY_HASH = {
     "header.params.strike_window_rounds", "header.params.beacon_blocks", "header.params.version",
     "header.params.compute_minimum_wei", "header.params.router_minimum_wei", "header.params.hub_minimum_wei",
     "header.params.router_lock_days", "header.params.validator_lock_days", "header.params.hub_lock_days",
-    "header.params.compute_locks",
+    "header.params.compute_locks", "header.params.recheck_bps",
     "header.distributor", "header.snapshot_block", "header.snapshot_block_hash", "header.beacon_block",
     "header.previous_bundle_hash",
     "participants.suspended_until_round",

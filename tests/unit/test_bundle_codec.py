@@ -102,7 +102,7 @@ def test_bundle_damaged_single_record_is_named(closed: Any) -> None:
 
 
 def test_bundle_of_the_format_before_says_so(closed: Any) -> None:
-    with pytest.raises(BundleFault, match="of format 1, this program reads 2"):
+    with pytest.raises(BundleFault, match="of format 1, this program reads 3"):
         decode_bundle(b"EMCDBDL1" + closed.data[8:])
 
 

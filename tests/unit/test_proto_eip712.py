@@ -130,8 +130,12 @@ def test_message_of_an_unsupported_type_is_refused() -> None:
         _Odd(1).struct_hash()
 
 
-def test_verdict_strikes_are_fail_and_gross() -> None:
-    assert [verdict for verdict in Verdict if verdict.is_strike] == [Verdict.FAIL, Verdict.GROSS]
+def test_verdict_strikes_are_fail_gross_and_class() -> None:
+    assert [verdict for verdict in Verdict if verdict.is_strike] == [
+        Verdict.FAIL,
+        Verdict.GROSS,
+        Verdict.CLASS,
+    ]
 
 
 def test_signer_of_the_tests_is_what_its_key_gives() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emcd.errors import FatalError, RecoverableError, RemoteProtocolError
+from emcd.proto.bundle_shape import require_shape
 from emcd.proto.eip712 import Domain, digest
 from emcd.proto.hashing import keccak
 from emcd.proto.network import Deployment, decode_deployment, encode_deployment
@@ -42,7 +43,14 @@ from emcd.proto.parameters import (
     rules_hash,
     rules_of,
 )
-from emcd.proto.params import ModelPrice, NetworkParams, PriceTable, devnet_params, mainnet_params
+from emcd.proto.params import (
+    ModelPrice,
+    ModelStanding,
+    NetworkParams,
+    PriceTable,
+    devnet_params,
+    mainnet_params,
+)
 from emcd.testing import make_key
 
 GENESIS = 1_800_000_000
@@ -206,6 +214,15 @@ def test_document_with_any_one_byte_changed_is_refused_or_says_something_else(da
         {"compute_locks": ((0, 10_000), (7, 1_000_001))},
         {"compute_locks": ((0, 10_000), (3_651, 10_000))},
         {"compute_locks": tuple((n, 10_000) for n in range(33))},
+        {"recheck_bps": 10_001},
+        {"recheck_bps": -1},
+        {"models": ((MANIFEST, 0),)},
+        {"models": ((MANIFEST, 3),)},
+        {"models": (("0xAB" + "ab" * 31, 1),)},
+        {"models": (("llama", 1),)},
+        {"models": ((MANIFEST, 1), (MANIFEST, 2))},
+        {"models": (("0x" + "ff" * 32, 1), (MANIFEST, 1))},
+        {"models": tuple((f"0x{n:064x}", 1) for n in range(129))},
     ],
 )
 def test_parameters_that_no_network_can_run_on_are_refused(wrong: dict[str, Any]) -> None:
@@ -239,6 +256,40 @@ def test_prices_that_no_network_can_run_on_are_refused(wrong: dict[str, Any]) ->
 )
 def test_the_profiles_and_free_calls_are_sound(numbers: NetworkParams, table: PriceTable) -> None:
     assert decode_document(encode_document(numbers, table)) == ParameterSet(numbers, table)
+
+
+def test_catalogue_gives_each_model_its_standing() -> None:
+    other = "0x" + "cd" * 32
+    numbers = params(models=((MANIFEST, 1), (other, 2)))
+
+    assert decode_document(encode_document(numbers, BASE.prices)).params == numbers
+    assert numbers.standing_of(bytes.fromhex("ab" * 32)) is ModelStanding.ENFORCED
+    assert numbers.standing_of(bytes.fromhex("cd" * 32)) is ModelStanding.DELISTED
+    assert numbers.standing_of(bytes(32)) is ModelStanding.SHADOW
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        ((MANIFEST, 0),),
+        ((MANIFEST, 3),),
+        (("0x", 1),),
+        ((MANIFEST, 1), (MANIFEST, 2)),
+        (("0x" + "ff" * 32, 1), (MANIFEST, 1)),
+    ],
+)
+def test_catalogue_that_is_none_stands_in_no_bundle(models: tuple[tuple[str, int], ...]) -> None:
+    require_shape(params(models=((MANIFEST, 1),)))
+    with pytest.raises(RemoteProtocolError, match="EMC-1902"):
+        require_shape(params(models=models))
+
+
+def test_longest_catalogue_fits_a_document() -> None:
+    numbers = params(models=tuple((f"0x{n:064x}", 2) for n in range(128)))
+    text = encode_document(numbers, BASE.prices)
+
+    assert len(text) <= MAX_DOCUMENT_BYTES
+    assert decode_document(text).params == numbers
 
 
 def test_longest_price_list_fits_a_document() -> None:
@@ -349,6 +400,8 @@ def test_differences_are_told_in_words() -> None:
             online_window_ms=600_000,
             compute_minimum_wei=(4_000 * 10**18).to_bytes(32, "big"),
             router_round_micro=0,
+            recheck_bps=2_500,
+            models=((MANIFEST, 1),),
             compute_locks=((0, 10_000), (7, 15_000), (60, 50_000), (180, 100_000)),
         ),
         DEAR,
@@ -359,10 +412,15 @@ def test_differences_are_told_in_words() -> None:
         "probes per node: 2 becomes 3",
         "router round: 20.000000 credits becomes 0.000000 credits",
         "compute minimum: 3,000.0000 token becomes 4,000.0000 token",
+        "recheck: 10.00 % becomes 25.00 %",
         "compute lock of 7 days: multiplier 1.4000 becomes 1.5000",
         "compute lock of 30 days: gone",
         "compute lock of 60 days: new, with multiplier 5.0000",
         "compute lock of 90 days: gone",
+        (
+            f"model {MANIFEST}: in shadow (a FAIL is written down and costs nothing)"
+            " becomes enforced (a FAIL costs the round, two suspend)"
+        ),
         "price of other models, a million input tokens: 10,000.000000 credits becomes 20,000.000000",
         f"price of {MANIFEST}: new, 10,000.000000, 10,000.000000, 0.010000 credits " + NEW_PRICE,
     )

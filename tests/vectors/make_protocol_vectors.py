@@ -25,16 +25,17 @@ from emcd.proto.hashing import keccak
 from emcd.proto.json_form import to_json
 from emcd.proto.merkle import build_proof, build_tree, record_leaf
 from emcd.proto.messages import Verdict
-from emcd.proto.params import devnet_params, mainnet_params
+from emcd.proto.params import ModelStanding, devnet_params, mainnet_params
 from emcd.proto.signing import sign
 from tests.support.round_world import (
     CHAIN_ID,
-    DISTRIBUTOR,
     GENESIS_S,
     STAKING,
+    SealedBundle,
     World,
     address_of,
     edited,
+    enforcing_params,
     secret_of,
 )
 
@@ -90,7 +91,9 @@ def batches() -> dict[str, Any]:
         hashes = [keccak(f"record {number} of {count}".encode()) for number in range(count)]
         tree = build_tree([record_leaf(item) for item in hashes])
         proofs = [[hex_hash(item) for item in build_proof(tree, leaf)] for leaf in range(min(count, 13))]
-        rows.append({"record_hashes": list(map(hex_hash, hashes)), "root": hex_hash(tree[0]), "proofs": proofs})
+        rows.append(
+            {"record_hashes": list(map(hex_hash, hashes)), "root": hex_hash(tree[0]), "proofs": proofs}
+        )
     return {
         "rule": "leaf = keccak(struct hash); leaf i of n at position 2n-2-i of a heap of 2n-1 nodes; parent = keccak of "
         "both children, the smaller first; a proof leads from the leaf up; the first 13 proofs are given",
@@ -125,7 +128,8 @@ def bundles() -> dict[str, Any]:
     forged = edited(struck.bundle, results=(*struck.bundle.results[:-1], richer))
     rows = []
     old = b"EMCDBDL1" + first.data[8:]
-    for data in (first.data, struck.data, empty.data, encode_bundle(forged), first.data[:-1], old):
+    fine = (first.data, struck.data, empty.data, contested().data, shadowed().data)
+    for data in (*fine, encode_bundle(forged), first.data[:-1], old):
         outcome = audit_bundle(data)
         rows.append({
             "bytes": hex_hash(data),
@@ -135,12 +139,30 @@ def bundles() -> dict[str, Any]:
             "results": [to_json(entry) for entry in outcome.result.results] if outcome.result else None,
         })  # fmt: skip
     return {
-        "rule": "EMCDBDL2, then 12 sections of u32 count, u64 size and frames of u32 length, u32 CRC-32, content; a frame "
+        "rule": "EMCDBDL3, then 12 sections of u32 count, u64 size and frames of u32 length, u32 CRC-32, content; a frame "
         "is the msgpack array of a record, in calls and batches columns of 4096 and 256 (emcd/proto/bundle_codec.py tells "
         "them, tests/support/second_bundle.py writes them again); section hash = keccak(count || keccak of each content), "
         "bundle hash = keccak(magic || section hashes); `difference` is what an audit finds first, empty for none",
         "bundles": rows,
     }
+
+
+def contested() -> SealedBundle:
+    """A prober's PASS that all others call a GROSS; every PASS is to be checked again, and few are."""
+    params = edited(enforcing_params(), recheck_bps=10_000)
+    world = World(node_names=("node-1",), calls_per_node=1, params=params)
+    prober, probe = next((v, p) for v, rows in world.probes.items() for p in rows if p.slot == 0)
+    call = next(call for call in world.calls if call.forward.call_id == probe.call_id)
+    voters = [name for name in world.validator_names if address_of(name) != prober]
+    return world.close(votes=[world.make_vote(name, call, Verdict.GROSS) for name in voters])
+
+
+def shadowed() -> SealedBundle:
+    """FAILs of a model that no parameter names."""
+    params = enforcing_params(ModelStanding.SHADOW)
+    return World(
+        node_names=("node-1",), calls_per_node=1, verdicts={"node-1": Verdict.FAIL}, params=params
+    ).close()
 
 
 def assignments() -> dict[str, Any]:
@@ -151,7 +173,12 @@ def assignments() -> dict[str, Any]:
         validators = [(address_of(f"validator {n}"), (n + 1) * 10**24) for n in range(4)]
         seeds = {address: keccak(b"seed of " + address.encode()) for address, _ in validators}
         probes = [
-            [p.validator, p.node, p.slot, draw_time_ms(seeds[p.validator], beacon, p.node, p.slot, params, 11)]
+            [
+                p.validator,
+                p.node,
+                p.slot,
+                draw_time_ms(seeds[p.validator], beacon, p.node, p.slot, params, 11),
+            ]
             for p in assign_probes(beacon, 11, nodes, validators, params)
         ]
         rows.append({
@@ -174,7 +201,8 @@ def assignments() -> dict[str, Any]:
     return {
         "rule": "draw = keccak(keccak('emcd:' || label) || inputs) mod bound; prober: beacon, u64 round, node, u8 slot; "
         "leaf and time: labels probe:leaf and probe:time, the prober's seed, beacon, node, u8 slot. Probers by stake, "
-        "without replacement; a probe is validator, node, slot, time in ms; times from 20 % to 85 % of the round",
+        "without replacement; a probe is validator, node, slot, time in ms; times from 20 % (at most 240 s) "
+        "of the round to 85 % (or 90 s before its end, where that is later)",
         "assignments": rows,
         "leaf_draws": draws,
     }
