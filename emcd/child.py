@@ -11,7 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
@@ -34,12 +34,14 @@ async def run_in_child(
     timeout_s: float,
     on_progress: Callable[..., None] | None = None,
     niceness: int = NICENESS,
+    environment: Mapping[str, str] | None = None,
 ) -> T:
     """Run a module-level function in a child of lower priority and return what it returns.
 
     Args:
         fn: called as `fn(*args)`, or `fn(*args, progress=report)` where `on_progress` is given; what
             is reported arrives there, in the loop, twice a second at most.
+        environment: variables that the child has besides this process's own.
 
     Raises: EmcdError as the function raised it; RecoverableError EMC-1034 when the child missed its
         deadline or was killed; FatalError EMC-1035 when the function failed otherwise.
@@ -51,7 +53,7 @@ async def run_in_child(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, **(environment or {}), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     child = _Child(process, fn.__qualname__, on_progress)
     try:

@@ -1,8 +1,8 @@
 """Parameters and prices changed by name: the tables of a deployment's plan, and `--set NAME=VALUE`. Pure.
 
-Names are `params.FIELD`, `prices.default.FIELD`, `prices.models.MANIFEST.FIELD` and
-`params.compute_locks.DAYS`. An amount may be given in token: `compute_minimum_token` sets
-`compute_minimum_wei`.
+Names are `params.FIELD`, `prices.default.FIELD`, `prices.models.MANIFEST.FIELD`,
+`params.compute_locks.DAYS` and `params.models.MANIFEST`, whose value is a standing: shadow, enforced
+or delisted. An amount may be given in token: `compute_minimum_token` sets `compute_minimum_wei`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ import msgspec
 from emcd.config.fault import did_you_mean
 from emcd.money import decode_wei, encode_wei, format_token_floor, parse_token
 from emcd.proto.parameters import ParameterSet
-from emcd.proto.params import ModelPrice, NetworkParams, PriceTable
+from emcd.proto.params import ModelPrice, ModelStanding, NetworkParams, PriceTable
 
 _FIELDS = NetworkParams.__struct_fields__
 _AMOUNTS = tuple(name for name in _FIELDS if name.endswith("_wei"))
 _IN_TOKEN = {name.removesuffix("_wei") + "_token": name for name in _AMOUNTS}
 _PRICE_FIELDS = ModelPrice.__struct_fields__
 _LOCKS = "compute_locks"
+_CATALOGUE = "models"
+_STANDINGS = {standing.name.lower(): standing for standing in ModelStanding}
 _NUMBERED = ("version",)
 _GONE = "none"
 
@@ -58,9 +60,12 @@ def _assign_param(params: NetworkParams, name: str, value: Any) -> NetworkParams
     if head == _LOCKS and rest:
         locks = _assign_lock(dict(params.compute_locks), rest, value)
         return msgspec.structs.replace(params, compute_locks=locks)
+    if head == _CATALOGUE and rest:
+        models = _assign_standing(dict(params.models), rest, value)
+        return msgspec.structs.replace(params, models=models)
     if name in _IN_TOKEN:
         return msgspec.structs.replace(params, **{_IN_TOKEN[name]: encode_wei(parse_token(str(value)))})
-    known = (*(field for field in _FIELDS if field not in (*_NUMBERED, _LOCKS)), *_IN_TOKEN)
+    known = (*(field for field in _FIELDS if field not in (*_NUMBERED, _LOCKS, _CATALOGUE)), *_IN_TOKEN)
     if name not in known:
         raise ValueError(f"there is no parameter {name!r}{did_you_mean(name, known)}")
     number = _number(value)
@@ -75,6 +80,17 @@ def _assign_lock(locks: dict[int, int], days: str, value: Any) -> tuple[tuple[in
     else:
         locks[int(days)] = _number(value)
     return tuple(sorted(locks.items()))
+
+
+def _assign_standing(models: dict[str, int], manifest: str, value: Any) -> tuple[tuple[str, int], ...]:
+    standing = _STANDINGS.get(str(value))
+    if standing is None:
+        known = ", ".join(_STANDINGS)
+        raise ValueError(
+            f"a model's standing is {known}, not {value!r}{did_you_mean(str(value), _STANDINGS)}"
+        )
+    models[manifest] = standing
+    return tuple((name, row) for name, row in sorted(models.items()) if row != ModelStanding.SHADOW)
 
 
 def _assign_price(prices: PriceTable, name: str, value: Any) -> PriceTable:
@@ -117,6 +133,8 @@ def list_values(parameters: ParameterSet) -> list[tuple[str, str]]:
             rows.append((f"params.{name.removesuffix('_wei')}_token", token))
         elif name == _LOCKS:
             rows += [(f"params.{_LOCKS}.{days}", str(bps)) for days, bps in value]
+        elif name == _CATALOGUE:
+            rows += [(f"params.{_CATALOGUE}.{row[0]}", ModelStanding(row[1]).name.lower()) for row in value]
         else:
             rows.append((f"params.{name}", str(value)))
     for label, price in (("default", parameters.prices.default), *_named(parameters.prices)):

@@ -10,19 +10,14 @@ exactly 0 in fp32. Source: BERT (arXiv 1810.04805), gelu with erf.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from emcd.inference.graph_builder import GraphBuilder
 from emcd.inference.weights import Tensors
 
-OPSET = 17
-IR_VERSION = 8
 _MASKED = -10000.0
 
 
@@ -37,37 +32,13 @@ class BertShape:
 
 
 @dataclass
-class _Builder:
-    """Nodes and initialisers in order; every tensor gets a name once."""
+class _Builder(GraphBuilder):
+    """A graph of one shape, with the parts that a BERT is made of."""
 
-    tensors: Tensors
-    shape: BertShape
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, onnx.TensorProto] = field(default_factory=dict)
-
-    def const(self, name: str, value: NDArray[Any]) -> str:
-        if name not in self.constants:
-            self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        return name
-
-    def ints(self, *values: int) -> str:
-        return self.const("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def scalar(self, value: float) -> str:
-        return self.const(f"float_{value!r}", np.array(value, np.float32))
-
-    def op(self, kind: str, inputs: Sequence[str], output: str = "", **attributes: Any) -> str:
-        name = output or f"{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
-        return name
-
-    def weight(self, name: str) -> str:
-        return self.const(name, self.tensors[name])
+    shape: BertShape = field(kw_only=True)
 
     def linear(self, x: str, name: str) -> str:
-        """x @ W.T + b: safetensors has W as [out, in], MatMul wants [in, out]."""
-        product = self.op("MatMul", [x, self.const(f"{name}.weight", self.tensors[f"{name}.weight"].T)])
-        return self.op("Add", [product, self.weight(f"{name}.bias")])
+        return self.op("Add", [self.project(x, f"{name}.weight"), self.weight(f"{name}.bias")])
 
     def layer_norm(self, x: str, name: str) -> str:
         inputs = [x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
@@ -81,7 +52,7 @@ class _Builder:
 
 def build_bert(tensors: Tensors, shape: BertShape) -> onnx.ModelProto:
     """The encoder of these tensors. Raises: KeyError when one is missing."""
-    graph = _Builder(tensors, shape)
+    graph = _Builder(tensors, shape=shape)
     mask = graph.op("Cast", ["attention_mask"], to=TensorProto.FLOAT)
     x = _embed(graph)
     bias = _attention_bias(graph, mask)
@@ -93,10 +64,7 @@ def build_bert(tensors: Tensors, shape: BertShape) -> onnx.ModelProto:
         for name in ("input_ids", "attention_mask")
     ]
     output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", shape.hidden])
-    proto = helper.make_graph(graph.nodes, "bert", inputs, [output], list(graph.constants.values()))
-    return helper.make_model(
-        proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="emcd"
-    )
+    return graph.finish("bert", inputs, [output])
 
 
 def _embed(graph: _Builder) -> str:

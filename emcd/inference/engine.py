@@ -8,10 +8,11 @@ request chooses where it goes; no redirects; the API key is sent to the engine a
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -91,6 +92,31 @@ class Engine:
         if answer.status != 200:
             raise RecoverableError("EMC-1622", f"{answer.url} answers {answer.status}")
         return frozenset(entry.id for entry in answer.json(_ModelList).data)
+
+    async def ask(self, path: str, question: Any = None) -> Mapping[str, Any] | None:
+        """What the engine's own API answers at a path beside OpenAI's; None when that is no JSON object.
+
+        Args:
+            path: fixed, from the engine's root (the URL without its /v1).
+            question: sent as a POST's JSON where given.
+
+        Raises: RecoverableError EMC-1301 to 1308 (away, too late).
+        """
+        answer = await request(
+            "GET" if question is None else "POST",
+            self.url.rstrip("/").removesuffix(_BASE) + path,
+            json=question,
+            headers=self._headers(),
+            timeout_s=self.times.probe_s,
+            max_bytes=_MODELS_BYTES,
+        )
+        if answer.status != 200:
+            return None
+        try:
+            found = answer.json()
+        except RecoverableError:
+            return None
+        return found if isinstance(found, dict) else None
 
     @asynccontextmanager
     async def open_call(

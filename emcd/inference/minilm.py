@@ -15,13 +15,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from emcd.errors import ConfigError
-from emcd.inference.manifest import EmbeddingManifest, canonical_json
+from emcd.inference.manifest import GOLDEN_FILE, EmbeddingManifest, canonical_json
 from emcd.inference.weights import compute_sha256, find_model_dir, load_safetensors, require_sha256
 
 Variant = Literal["fp32", "int8"]
@@ -30,13 +31,18 @@ MINILM_NAME = "all-MiniLM-L6-v2"
 MINILM_MANIFEST = EmbeddingManifest(
     name=MINILM_NAME,
     files={
+        "golden.json": "488e6c750b2f5bb4f978b104493f760b1dd3d873e7c0a410f2767b62428a489e",
         "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
     },
     graph="bert-6x384-mean-l2/1",
     dimension=384,
     max_tokens=256,
+    tau_e12=100_000_000,
+    golden=GOLDEN_FILE,
 )
+_FROM_PACKAGE = ("model.safetensors", "tokenizer.json")
+_GOLDEN = "golden_vectors/all-MiniLM-L6-v2.json"
 _BUILD = 1  # raise it when the same manifest is to give other bytes of ONNX
 _lock = threading.RLock()  # roles of one daemon that start together build once
 
@@ -65,14 +71,22 @@ def ensure_minilm(models_dir: Path, variant: Variant = "fp32") -> ModelFiles:
     Raises: ConfigError EMC-1601 to 1604: package missing, another file, damaged, cannot write.
     """
     source = find_model_dir()
-    for name, expected in MINILM_MANIFEST.files.items():
-        require_sha256(source / name, expected)
+    for name in _FROM_PACKAGE:
+        require_sha256(source / name, MINILM_MANIFEST.files[name])
     target = models_dir / f"{MINILM_NAME}-{variant}.onnx"
     made_from = hashlib.sha256(canonical_json(MINILM_MANIFEST) + f"|{variant}|{_BUILD}".encode()).hexdigest()
     with _lock:
         if not _is_good(target, made_from):
             _build(source, target, made_from, variant)
     return ModelFiles(target, source / "tokenizer.json")
+
+
+def read_minilm_golden() -> bytes:
+    """The golden vectors that come with this program. Raises: ConfigError EMC-1602 for other ones."""
+    data = resources.files("emcd.inference").joinpath(_GOLDEN).read_bytes()
+    if (actual := hashlib.sha256(data).hexdigest()) != MINILM_MANIFEST.files[GOLDEN_FILE]:
+        raise ConfigError("EMC-1602", f"{_GOLDEN} has sha256 {actual}")
+    return data
 
 
 def _build(source: Path, target: Path, made_from: str, variant: Variant) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -22,15 +23,23 @@ from emcd.errors import ConfigError, RecoverableError
 
 Vectors = NDArray[np.float32]
 
+Optimization = Literal["all", "extended", "basic", "off"]
+LEVELS: Final = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
 _ERRORS_ONLY = 3
 
 
 class EmbeddingSession:
     """One loaded graph; `run` may be called from several threads at once."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, *, optimization: Optimization = "all") -> None:
         """Raises: ConfigError EMC-1606 when onnxruntime refuses the file."""
         options = ort.SessionOptions()
+        options.graph_optimization_level = LEVELS[optimization]
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
@@ -40,13 +49,13 @@ class EmbeddingSession:
         except Exception as exc:  # onnxruntime has a dozen classes without a common base of its own
             raise ConfigError("EMC-1606", f"{path}: {exc}") from exc
 
-    def run(self, texts: Sequence[Sequence[int]]) -> Vectors:
-        """Embed one batch of token ids, padded to its longest.
+    def run(self, texts: Sequence[Sequence[int]], least_tokens: int = 0) -> Vectors:
+        """Embed one batch of token ids, padded to its longest, or to `least_tokens` where that is more.
 
         Returns: float32 [len(texts), dimension], rows of length 1, in the order given.
         Raises: RecoverableError EMC-1605 when the run fails.
         """
-        longest = max(map(len, texts))
+        longest = max(least_tokens, *map(len, texts))
         ids = np.zeros((len(texts), longest), np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(texts):

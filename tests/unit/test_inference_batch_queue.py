@@ -12,8 +12,8 @@ def _call(*lengths: int) -> PendingCall:
     return PendingCall([[1] * length for length in lengths])
 
 
-def _queue(*calls: PendingCall, texts: int = 8, tokens: int = 100, padding: int = 4) -> BatchQueue:
-    queue = BatchQueue(BatchLimits(texts, tokens, padding))
+def _queue(*calls: PendingCall, texts: int = 8, tokens: int = 100, run_tokens: int = 8) -> BatchQueue:
+    queue = BatchQueue(BatchLimits(texts, tokens, run_tokens))
     for call in calls:
         queue.add(call)
     return queue
@@ -28,6 +28,21 @@ def test_take_similar_lengths_run_together_shortest_first() -> None:
     assert [text.tokens for text in queue.take()] == [8, 9, 10]
     assert [text.tokens for text in queue.take()] == [3]
     assert len(queue) == queue.waiting_tokens == 0
+
+
+def test_take_a_dear_run_takes_more_padding_along() -> None:
+    assert [text.tokens for text in _queue(_call(20, 12), run_tokens=2).take()] == [20]
+    assert [text.tokens for text in _queue(_call(20, 12), run_tokens=20).take()] == [12, 20]
+
+
+def test_take_leaves_out_what_would_lower_the_share_of_use() -> None:
+    queue = _queue(_call(*[12] * 4, 9), run_tokens=4)
+    assert [text.tokens for text in queue.take()] == [12] * 4  # with the fifth 57 of 64 places, not 48 of 52
+
+
+def test_take_short_leader_does_not_draw_long_texts_into_padding() -> None:
+    queue = _queue(_call(5), _call(40))
+    assert [text.tokens for text in queue.take()] == [5]
 
 
 def test_take_respects_texts_and_padded_tokens() -> None:
@@ -77,7 +92,7 @@ def test_take_every_text_runs_once_within_limits(
         steps += 1
         lengths = [text.tokens for text in batch]
         assert lengths == sorted(lengths)
-        assert lengths[-1] - lengths[0] <= 4
+        assert len(batch) * lengths[-1] + 8 <= sum(length + 8 for length in lengths)
         assert len(batch) == 1 or (len(batch) <= 8 and len(batch) * lengths[-1] <= 100)
         taken += [(text.call, text.position) for text in batch]
         if steps == drop_after:

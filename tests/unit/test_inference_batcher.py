@@ -51,7 +51,7 @@ def _rows(outcome: Vectors | EmbedRefusal) -> list[list[int]]:
 
 
 async def test_submit_mixed_lengths_keeps_order(nursery: trio.Nursery) -> None:
-    batcher = await _start(nursery, HeldRun(), BatchLimits(texts=2, tokens=100, padding_tokens=2))
+    batcher = await _start(nursery, HeldRun(), BatchLimits(texts=2, tokens=100, run_tokens=2))
     outcome = await batcher.submit([[7] * 30, [8], [9] * 3, [5] * 29])
     assert _rows(outcome) == [[30, 7], [1, 8], [3, 9], [29, 5]]
 
