@@ -9,7 +9,7 @@ receipt is over what was sent until then, by what the engine stated, else by `co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from emcd.accounting.event_stream import PassingStream, StreamMeter, count_cut
 from emcd.accounting.usage import Usage
 from emcd.clock import Clock
 from emcd.errors import ProtocolError, RecoverableError, RemoteProtocolError
-from emcd.inference.manifest import model_hash
+from emcd.inference.manifest import EngineManifest, model_hash
 from emcd.metrics import counter, gauge
 from emcd.proto.control import CallEnd, CallMeta, ResponseHead, decode_part, encode
 from emcd.proto.openai import ENDPOINTS, Endpoint, RequestError, read_named
@@ -29,6 +29,7 @@ from emcd.proto.records import Forward, Receipt, request_hash
 from emcd.proto.tunnel import PIECE_BYTES
 from emcd.types import ZERO_ADDRESS, Address, Hash
 from emcd_node.served_model import CallRequest, Refused, ServedModel, unavailable
+from emcd_node.transcript import MAX_TRANSCRIPT_BYTES, Transcript
 
 _NO_USAGE = Usage(0, 0)
 _LAST_WORD_S = 2.0
@@ -60,12 +61,22 @@ class Receipts(Protocol):
     async def give(self, forward: Forward, receipt: Receipt) -> None: ...
 
 
+class Transcripts(Protocol):
+    """What is used of `TranscriptKeeper`."""
+
+    def offer(self, round_index: int, transcript: Transcript) -> bool: ...
+
+
 class HashedReply:
     """Sends an answer, hashes and meters what it sends. A stream goes out as it comes, all else at the end."""
 
-    def __init__(self, call: IncomingCall, meta: CallMeta) -> None:
+    def __init__(self, call: IncomingCall, meta: CallMeta, *, keep: bool = False) -> None:
+        """`keep`: what was sent of a stream is wanted afterwards."""
         self._call = call
         self._meta = meta
+        self._keep = keep
+        self._kept_bytes = 0
+        self.content_type = ""
         self._hash = sha3.keccak_256()
         self._head = b""
         self._held: list[bytes] = []
@@ -75,7 +86,7 @@ class HashedReply:
         """Whether the hub has seen some of it."""
 
     async def start(self, status: int, content_type: str) -> None:
-        self.status = status
+        self.status, self.content_type = status, content_type
         self._head = encode(ResponseHead(status, content_type))
         if not self._meta.stream or status != 200:
             return
@@ -93,6 +104,7 @@ class HashedReply:
             part = piece[at : at + PIECE_BYTES]
             await self._call.send(part)
             self._hash.update(part)
+            self._keep_sent(part)
             if self._events is not None:
                 self._events.feed(part)
 
@@ -120,6 +132,17 @@ class HashedReply:
         else:
             await self._call.answer(self._head, b"".join(self._held), end)
 
+    def _keep_sent(self, part: bytes) -> None:
+        if self._keep and self._kept_bytes <= MAX_TRANSCRIPT_BYTES:
+            self._kept_bytes += len(part)
+            self._held.append(part)
+
+    def take_kept(self) -> bytes | None:
+        """All that was sent; None where it is not wanted, or too much."""
+        if not self._keep or self._kept_bytes > MAX_TRANSCRIPT_BYTES:
+            return None
+        return b"".join(self._held)
+
     def response_hash(self) -> Hash:
         return Hash(self._hash.digest())
 
@@ -137,7 +160,10 @@ class CallServer:
         clock: Clock,
         max_parallel_calls: int,
         call_timeout_s: float,
+        round_at: Callable[[int], int] = lambda at_ms: 0,
+        transcripts: Transcripts | None = None,
     ) -> None:
+        """`transcripts`: where calls of models that can be judged are kept; `round_at` says of which round."""
         self._node = node
         self._hub = hub
         self._models = models
@@ -146,6 +172,11 @@ class CallServer:
         self._clock = clock
         self._max_parallel_calls = max_parallel_calls
         self._call_timeout_s = call_timeout_s
+        self._round_at = round_at
+        self._transcripts = transcripts
+        self._judged = {
+            name for name, model in models.items() if not isinstance(model.manifest, EngineManifest)
+        }
         self._idle = trio.lowlevel.ParkingLot()
         self.in_flight = 0
         self.refusing = False
@@ -164,13 +195,14 @@ class CallServer:
             raise RemoteProtocolError("EMC-2015", f"it names {meta.forward.router}, it came through {router}")
         await self._require_fitting(meta, call.body, started_at_ms)
         self._receipts.claim_call(meta.forward.call_id)
-        reply = HashedReply(call, meta)
+        reply = HashedReply(call, meta, keep=self._transcripts is not None and meta.model in self._judged)
         self.in_flight += 1
         _IN_FLIGHT.labels(self._node).inc()
         end = b""
         try:
             usage = await self._answer_in_time(meta, call.body, reply)
             end = await self._give_receipt(meta, reply, usage, started_at_ms)
+            self._keep_transcript(meta, call.body, reply, end)
             await reply.finish(end)
         except trio.Cancelled:
             if reply.is_live:
@@ -178,7 +210,9 @@ class CallServer:
                     trio.move_on_after(_LAST_WORD_S, shield=True),
                     suppress(RecoverableError, ProtocolError),  # the tunnel is gone: nobody listens
                 ):
-                    end = end or await self._give_receipt(meta, reply, reply.counted, started_at_ms)
+                    if not end:
+                        end = await self._give_receipt(meta, reply, reply.counted, started_at_ms)
+                        self._keep_transcript(meta, call.body, reply, end)
                     await reply.finish(end)
             raise
         finally:
@@ -204,6 +238,25 @@ class CallServer:
         _TOKENS.labels(self._node, "input").inc(usage.input_tokens)
         _TOKENS.labels(self._node, "output").inc(usage.output_tokens)
         return encode(CallEnd(receipt))
+
+    def _keep_transcript(self, meta: CallMeta, body: bytes, reply: HashedReply, end: bytes) -> None:
+        response = reply.take_kept()
+        if self._transcripts is None or response is None:
+            return
+        receipt = decode_part(end, CallEnd).receipt
+        self._transcripts.offer(
+            self._round_at(receipt.finished_at_ms),
+            Transcript(
+                meta.forward,
+                receipt,
+                meta.path,
+                meta.content_type,
+                body,
+                reply.status,
+                reply.content_type,
+                response,
+            ),
+        )
 
     async def wait_idle(self) -> None:
         """Wait until no call is in flight."""

@@ -1,6 +1,6 @@
 """What an operator sets for a node: its key, its hub, the models it serves.
 
-Pure. Invariants: a hub is reached in clear only on this machine; a model that is quantised and
+Pure. Invariants: a hub is reached in clear only on this machine; a cheaper model that is
 sold as the full one needs a switch that names it a cheat.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 from emcd.config import Fault, KeyFile, setting
 from emcd.errors import ConfigError
 from emcd.inference.engine import require_engine_url
-from emcd.inference.manifest import QUANTIZATION
+from emcd.inference.manifest import FILE_NAME, QUANTIZATION
 from emcd.inference.minilm import MINILM_NAME
 from emcd.net.url_guard import is_loopback, parse_target
 from emcd.proto.openai_shape import BASIC_ENDPOINTS, ENDPOINT_WORDS, Endpoint
@@ -32,6 +32,15 @@ EndpointWord = Literal[
     "image_edits",
     "image_variations",
 ]
+_ENGINE_ONLY = (
+    "url",
+    "api_key_env",
+    "api_key_file",
+    "manifest",
+    "endpoints",
+    "quantization",
+    "context_tokens",
+)
 BAD_HUB_URL = "EMC-2011"
 BAD_MODELS = "EMC-2012"
 CHEAT = "EMC-2010"
@@ -48,11 +57,16 @@ class ModelConfig:
     threads: int = setting(1, minimum=0, maximum=256, doc="embedded: cores that one run uses; 0: all")
     parallel_runs: int = setting(1, minimum=1, maximum=64, doc="embedded: runs at the same time")
     # A demonstration of a cheat: the cheap model is served and paid as the full one, until validators
-    # recompute its vectors. Refused unless the role sets allow_cheating_demo.
-    serve_quantised: Literal["none", "int8"] = setting(
+    # recompute its answers. Refused unless the role sets allow_cheating_demo.
+    serve_instead: Literal["none", "int8", "fewer-layers"] = setting(
         "none", doc="devnet only: serve this under the full model's name"
     )
     url: str = setting("", doc="engine: base URL, such as http://127.0.0.1:8000/v1")
+    manifest: str = setting(
+        "",
+        maximum=128,
+        doc="engine: the folder in models_dir whose model it computes; without it, only the name is promised",
+    )
     api_key_env: str = setting("", doc="engine: environment variable with its API key")
     api_key_file: Path | None = setting(None, doc="engine: file with its API key")
     endpoints: tuple[EndpointWord, ...] = setting(
@@ -72,9 +86,11 @@ class ModelConfig:
         return [Fault(field, message, BAD_MODELS) for field, message in faults]
 
     def _check_embedded(self) -> Iterator[tuple[str, str]]:
-        if self.name != MINILM_NAME:
-            yield "name", f"the embedded model is {MINILM_NAME!r}; others are served through an engine"
-        for field in ("url", "api_key_env", "api_key_file", "endpoints", "quantization", "context_tokens"):
+        if FILE_NAME.fullmatch(self.name) is None:
+            yield "name", f"an embedded model is {MINILM_NAME!r} or a folder in models_dir"
+        if self.serve_instead == "fewer-layers" and self.name == MINILM_NAME:
+            yield "serve_instead", "fewer-layers is made of a text model"
+        for field in _ENGINE_ONLY:
             if getattr(self, field):
                 yield field, 'belongs to kind = "engine"'
 
@@ -89,8 +105,17 @@ class ModelConfig:
             yield "endpoints", "one stands twice"
         if self.quantization and QUANTIZATION.fullmatch(self.quantization) is None:
             yield "quantization", "is one word in lower case, such as fp16 or int4"
-        if self.serve_quantised != "none":
-            yield "serve_quantised", 'belongs to kind = "embedded"'
+        if self.serve_instead != "none":
+            yield "serve_instead", 'belongs to kind = "embedded"'
+        if self.manifest:
+            yield from self._check_manifest()
+
+    def _check_manifest(self) -> Iterator[tuple[str, str]]:
+        if FILE_NAME.fullmatch(self.manifest) is None:
+            yield "manifest", "is the name of a folder in models_dir"
+        for field in ("endpoints", "quantization", "context_tokens"):
+            if getattr(self, field):
+                yield field, "is said by the manifest"
 
     def list_endpoints(self) -> frozenset[Endpoint]:
         """What the engine serves of the model."""
@@ -142,7 +167,13 @@ class NodeConfig:
         "", doc="the hub's public API, for its bundles; default: what it published in the staking contract"
     )
     bundle_limit_mb: int = setting(512, minimum=1, maximum=4096, doc="a larger bundle is not downloaded")
-    allow_cheating_demo: bool = setting(False, doc="devnet only: lets serve_quantised stand")
+    transcript_mb: int = setting(
+        1024,
+        minimum=1,
+        maximum=1 << 20,
+        doc="room for the last 12 rounds' calls, to open challenged receipts",
+    )
+    allow_cheating_demo: bool = setting(False, doc="devnet only: lets serve_instead stand")
 
     def check(self) -> list[Fault]:
         faults = [*self._check_hub_url(), *self._check_api_url()]
@@ -160,9 +191,9 @@ class NodeConfig:
         ]
         if not self.allow_cheating_demo:
             faults += [
-                Fault(f"model[{index}].serve_quantised", "needs allow_cheating_demo = true", CHEAT)
+                Fault(f"model[{index}].serve_instead", "needs allow_cheating_demo = true", CHEAT)
                 for index, model in enumerate(self.model)
-                if model.serve_quantised != "none"
+                if model.serve_instead != "none"
             ]
         return faults
 

@@ -1,4 +1,4 @@
-"""A model that runs inside the daemon, answering `/v1/embeddings` in OpenAI's form.
+"""An embedder that runs inside the daemon, answering `/v1/embeddings` in OpenAI's form.
 
 Owns one embedder and the shapes of its requests and answers. Invariants: vectors are exactly
 those of the manifest's model, in the order of the texts; usage counts the tokens that were run,
@@ -8,16 +8,17 @@ after the cut; a request is bounded before any work is done for it.
 from __future__ import annotations
 
 import base64
-from pathlib import Path
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 import trio
 
 from emcd.accounting.usage import Usage
-from emcd.errors import RecoverableError
+from emcd.errors import ConfigError, RecoverableError
 from emcd.inference.embedder import Embedder, EmbedderSettings, EmbedRefusal, EmbedResult
-from emcd.inference.minilm import MINILM_MANIFEST, Variant, ensure_minilm
+from emcd.inference.manifest import EmbeddingManifest
+from emcd.inference.minilm import ModelFiles
 from emcd.proto.openai import MAX_INPUTS, Endpoint
 from emcd_node.served_model import CallRequest, Refused, Reply, unavailable
 
@@ -56,29 +57,41 @@ _decoder = msgspec.json.Decoder(_Request)
 
 
 class EmbeddedModel:
-    """all-MiniLM-L6-v2 in this process."""
+    """An embedding model in this process."""
 
-    manifest = MINILM_MANIFEST
-
-    def __init__(self, models_dir: Path, settings: EmbedderSettings, variant: Variant = "fp32") -> None:
-        """`variant` other than fp32 is the devnet's demonstration of a cheat."""
-        self._models_dir = models_dir
+    def __init__(
+        self, manifest: EmbeddingManifest, load: Callable[[], ModelFiles], settings: EmbedderSettings
+    ) -> None:
+        """`load` finds the files and checks them, in a thread."""
+        self.manifest = manifest
+        self._load = load
         self._settings = settings
-        self._variant = variant
         self._embedder: Embedder | None = None
+        self._fault = ""
 
     def is_available(self) -> bool:
         return self._embedder is not None and self._embedder.is_open
 
     def complaint(self) -> str:
+        if self._fault:
+            return self._fault
         return "" if self.is_available() else f"{self.manifest.name} is being opened"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Build the model if need be, open it, serve.
+        """Build the model if need be, check it, open it, serve.
+
+        A model that does not give its golden vectors here is not served, and the complaint says so.
 
         Raises: ConfigError EMC-1601 to 1606.
         """
-        files = await trio.to_thread.run_sync(ensure_minilm, self._models_dir, self._variant)
+        try:
+            files = await trio.to_thread.run_sync(self._load)
+        except ConfigError as exc:
+            if exc.code != "EMC-1634":
+                raise
+            self._fault = str(exc)
+            task_status.started()
+            await trio.sleep_forever()
         self._embedder = Embedder(files, self.manifest, self._settings)
         await self._embedder.run(task_status=task_status)
 

@@ -7,25 +7,21 @@ receipts signed and sent, and only then is the tunnel closed.
 
 from __future__ import annotations
 
-import os
 import random
 
 import trio
 
 from emcd import __version__
 from emcd.errors import ConfigError
-from emcd.inference.embedder import EmbedderSettings
-from emcd.inference.engine import Engine, EngineTimes, load_api_key
-from emcd.log import register_secret
 from emcd.net.tls import client_context
 from emcd.net.url_guard import is_loopback, parse_target
 from emcd.proto.parameter_rule import MAX_CARRY_ROUNDS
 from emcd.proto.params import NetworkParams
 from emcd.role import Health, HealthState, RoleContext, RoleSpec
 from emcd_node.call_server import CallServer
-from emcd_node.config import ModelConfig, NodeConfig
+from emcd_node.challenge_watch import ChallengeWatch
+from emcd_node.config import NodeConfig
 from emcd_node.directory import Directory
-from emcd_node.embedded_model import EmbeddedModel
 from emcd_node.engine_model import EngineModel
 from emcd_node.filing import Filer
 from emcd_node.gpu import describe_gpus
@@ -33,6 +29,7 @@ from emcd_node.heartbeat import Heartbeat, Load
 from emcd_node.hub_link import HubLink, LinkSettings
 from emcd_node.hub_pages import HubPages
 from emcd_node.hub_proofs import HubProofs
+from emcd_node.model_choice import make_model
 from emcd_node.node_tunnel import Desk
 from emcd_node.omission_watch import OmissionWatch
 from emcd_node.receipt_book import ReceiptBook
@@ -40,6 +37,8 @@ from emcd_node.router_choice import Way
 from emcd_node.router_directory import RouterDirectory
 from emcd_node.schema import MIGRATIONS
 from emcd_node.served_model import ServedModel
+from emcd_node.transcript_folder import TranscriptFolder
+from emcd_node.transcript_keeper import TranscriptKeeper
 
 _LOOK_S = 1.0
 """How often it is looked whether a model came or went."""
@@ -64,7 +63,8 @@ class NodeRole:
         """Put the parts together.
 
         Raises: ConfigError EMC-1006 (no network), 1107 (key), 1323 (CA file), 1621 (engine's key),
-        2014 (the hub's key is the node's), 2016 (routers from a chain that is not configured).
+        1631 and 1632 (a model that is not here), 2012 (its manifest has another name), 2014 (the hub's
+        key is the node's), 2016 (routers from a chain that is not configured).
         """
         config, deployment = self._config, ctx.deployment
         self._ctx = ctx
@@ -73,7 +73,7 @@ class NodeRole:
         if self._key.address == config.hub_address:
             raise ConfigError("EMC-2014", str(config.hub_address))
         self._domain = deployment.staking_domain
-        self._models = {model.name: self._make_model(model) for model in config.model}
+        self._models = {model.name: make_model(model, config.models_dir) for model in config.model}
         if config.routers_from_chain and ctx.rpc is None:
             raise ConfigError("EMC-2016", "routers_from_chain needs [chain] rpc_urls")
         self._tls = {
@@ -82,6 +82,7 @@ class NodeRole:
         if config.hub_url and config.hub_ca_file is not None:
             self._tls[config.hub_url] = client_context(config.hub_ca_file)
         self._receipts = ReceiptBook(ctx.ledger, self._key, self._domain, self._params, ctx.clock)
+        self._keeper = self._make_keeper()
         self._calls = CallServer(
             node=self._key.address,
             hub=config.hub_address,
@@ -90,9 +91,12 @@ class NodeRole:
             clock=ctx.clock,
             max_parallel_calls=config.max_parallel_calls,
             call_timeout_s=config.call_timeout_s,
+            round_at=self._params.round_at,
+            transcripts=self._keeper,
         )
         self._link: HubLink | None = None
         self._watch = self._make_watch()
+        self._challenges = self._make_challenge_watch()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Open the models, then stay connected; started when the models are open.
@@ -105,6 +109,7 @@ class NodeRole:
                 for model in self._models.values():
                     opening.start_soon(nursery.start, model.run)
             await nursery.start(self._receipts.run)
+            await nursery.start(self._keeper.run)
             self._link = self._make_link(gpu)
             self._state = HealthState.READY
             nursery.start_soon(self._watch_models, self._link)
@@ -112,6 +117,8 @@ class NodeRole:
             nursery.start_soon(self._consolidate)
             if self._watch is not None:
                 nursery.start_soon(self._watch.run)
+            if self._challenges is not None:
+                nursery.start_soon(self._challenges.run)
             task_status.started()
             await self._link.run()
             await trio.sleep_forever()
@@ -138,8 +145,12 @@ class NodeRole:
             complaints = [self._link.complaint, self._link.notice, self._calls.clock_complaint, *complaints]
         if self._watch is not None:
             complaints.append(self._watch.complaint)
+        complaints.append(self._keeper.complaint)
         reason = "; ".join(filter(None, complaints))
-        return Health(HealthState.DEGRADED, reason) if reason else Health(HealthState.READY, through)
+        if reason:
+            return Health(HealthState.DEGRADED, reason)
+        engines = [model.describe() for model in self._models.values() if isinstance(model, EngineModel)]
+        return Health(HealthState.READY, "; ".join(filter(None, [through, *engines])))
 
     def _make_link(self, gpu: str) -> HubLink:
         config, ctx = self._config, self._ctx
@@ -216,22 +227,29 @@ class NodeRole:
             log=ctx.log,
         )
 
-    def _make_model(self, model: ModelConfig) -> ServedModel:
-        if model.kind == "embedded":
-            threads = model.threads or os.cpu_count() or 1
-            settings = EmbedderSettings(threads=threads, parallel_runs=model.parallel_runs)
-            variant = "fp32" if model.serve_quantised == "none" else model.serve_quantised
-            return EmbeddedModel(self._config.models_dir, settings, variant)
-        api_key = load_api_key(model.api_key_env, model.api_key_file)
-        if api_key:
-            register_secret(api_key)
-        times = EngineTimes(head_s=model.head_timeout_s, idle_s=model.idle_timeout_s)
-        return EngineModel(
-            model.name,
-            Engine(model.url, api_key, times),
-            model.list_endpoints(),
-            quantization=model.quantization,
-            context_tokens=model.context_tokens,
+    def _make_keeper(self) -> TranscriptKeeper:
+        """Where calls are kept; by the node's key, for several nodes may share a data folder."""
+        ctx, node = self._ctx, self._key.address
+        folder = TranscriptFolder(ctx.data_dir / "transcripts" / node, self._config.transcript_mb << 20)
+        return TranscriptKeeper(node, folder, ctx.log)
+
+    def _make_challenge_watch(self) -> ChallengeWatch | None:
+        """Who opens challenged receipts; nobody without a chain to know the validators by."""
+        config, ctx = self._config, self._ctx
+        if ctx.rpc is None:
+            return None
+        return ChallengeWatch(
+            node=self._key.address,
+            domain=self._domain,
+            params=self._params,
+            ledger=ctx.ledger,
+            clock=ctx.clock,
+            directory=Directory(
+                ctx.rpc, config.hub_address, config.hub_api_url, allow_loopback=self._is_local()
+            ),
+            keeper=self._keeper,
+            timeout_s=min(_FETCH_MAX_S, max(1.0, self._params.round_s * _FETCH_SHARE)),
+            log=ctx.log,
         )
 
     def _load(self) -> Load:
@@ -260,6 +278,7 @@ class NodeRole:
             rows = await self._receipts.prune(MAX_CARRY_ROUNDS + _GRACE_ROUNDS, settled + _GRACE_ROUNDS)
             if rows:
                 self._ctx.log.debug("node.pruned", rows=rows)
+            await self._keeper.prune(self._params.round_at(self._ctx.clock.now_ms()))
             await trio.sleep(self._params.round_s)
 
     async def _consolidate(self) -> None:

@@ -320,7 +320,7 @@ async def test_node_cheating_demo_advertises_the_honest_model_and_serves_another
     await nursery.start(reference.run)
     expected = await reference.embed(["what is served?"])
     assert isinstance(expected, EmbedResult)
-    cheat = ModelConfig("embedded", MINILM_NAME, serve_quantised="int8")
+    cheat = ModelConfig("embedded", MINILM_NAME, serve_instead="int8")
     async with running_hub() as hub:
         async with running_node(node_ledger, hub.url, model=(cheat,), allow_cheating_demo=True):
             answer = (await hub.call(_embeddings(input="what is served?"))).require_sound()

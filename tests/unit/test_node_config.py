@@ -55,17 +55,23 @@ def test_node_config_engines_and_embedded_stand_together() -> None:
         ('hub_url = "ws://127.0.0.1.evil.org:8421"', "hub_url", "EMC-2011"),
         ('hub_url = "wss://user:pw@hub.example.org"', "hub_url", "EMC-2011"),
         ("model = []", "model", "EMC-1003"),
-        ('model = [{kind = "embedded", name = "other"}]', "name", "EMC-2012"),
+        ('model = [{kind = "embedded", name = "../other"}]', "name", "EMC-2012"),
+        ('model = [{kind = "embedded", name = ".hidden"}]', "name", "EMC-2012"),
+        (f'model = [{EMBEDDED}, manifest = "folder"}}]', "manifest", "EMC-2012"),
+        (f'model = [{EMBEDDED}, serve_instead = "fewer-layers"}}]', "serve_instead", "EMC-2012"),
+        (f'model = [{EMBEDDED}, serve_instead = "nothing"}}]', "serve_instead", "EMC-1003"),
+        (f'model = [{ENGINE}, manifest = "a/b"}}]', "manifest", "EMC-2012"),
+        (f'model = [{ENGINE}, manifest = "m", quantization = "int4"}}]', "quantization", "EMC-2012"),
         ('model = [{kind = "engine", name = "m"}]', "url", "EMC-2012"),
         ('model = [{kind = "engine", name = "m", url = "http://127.0.0.1/v1?key=1"}]', "url", "EMC-2012"),
         (f"model = [{ENGINE}}}, {ENGINE}}}]", "name", "EMC-2012"),
         (f'model = [{ENGINE}, api_key_env = "A", api_key_file = "b"}}]', "model", "EMC-2012"),
-        (f'model = [{ENGINE}, serve_quantised = "int8"}}]', "serve_quantised", "EMC-2012"),
+        (f'model = [{ENGINE}, serve_instead = "int8"}}]', "serve_instead", "EMC-2012"),
         (f'model = [{ENGINE}, endpoints = ["chat", "chat"]}}]', "endpoints", "EMC-2012"),
         (f'model = [{ENGINE}, endpoints = ["video"]}}]', "endpoints", "EMC-1003"),
         (f'model = [{EMBEDDED}, endpoints = ["embeddings"]}}]', "endpoints", "EMC-2012"),
         (f'model = [{EMBEDDED}, url = "http://h/v1"}}]', "url", "EMC-2012"),
-        (f'model = [{EMBEDDED}, serve_quantised = "int8"}}]', "serve_quantised", "EMC-2010"),
+        (f'model = [{EMBEDDED}, serve_instead = "int8"}}]', "serve_instead", "EMC-2010"),
         ("max_parallel_calls = 0", "max_parallel_calls", "EMC-1003"),
         ("hub_adress = 1", "hub_adress", "EMC-1002"),
     ],
@@ -77,7 +83,7 @@ def test_node_config_fault_is_named(text: str, where: str, code: str) -> None:
 
 
 def test_node_config_cheat_stands_with_its_switch() -> None:
-    config, faults = _decode(f'allow_cheating_demo = true\nmodel = [{EMBEDDED}, serve_quantised = "int8"}}]')
+    config, faults = _decode(f'allow_cheating_demo = true\nmodel = [{EMBEDDED}, serve_instead = "int8"}}]')
     assert not faults
     assert config is not None
-    assert config.model[0].serve_quantised == "int8"
+    assert config.model[0].serve_instead == "int8"

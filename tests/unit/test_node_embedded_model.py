@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
 from emcd.inference.embedder import EmbedderSettings, EmbedResult
-from emcd.inference.minilm import MINILM_NAME
+from emcd.inference.minilm import MINILM_MANIFEST, MINILM_NAME, ModelFiles
 from emcd.proto.openai import MAX_INPUTS, Endpoint
 from emcd_node.embedded_model import MAX_TEXT_CHARS, EmbeddedModel, write_answer
 from emcd_node.served_model import CallRequest, Refused
@@ -26,8 +25,12 @@ class NoReply:
         raise AssertionError("an answer was sent")
 
 
+def _no_files() -> ModelFiles:
+    raise AssertionError("the model was opened")
+
+
 async def _refusal(body: bytes, endpoint: Endpoint = Endpoint.EMBEDDINGS) -> Refused:
-    model = EmbeddedModel(Path("unused"), EmbedderSettings())
+    model = EmbeddedModel(MINILM_MANIFEST, _no_files, EmbedderSettings())
     outcome = await model.answer(CallRequest(endpoint, MINILM_NAME, body, False), NoReply())
     assert isinstance(outcome, Refused)
     return outcome
