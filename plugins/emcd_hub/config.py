@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from emcd.config import Fault, HttpListen, KeyFile, Listen, setting
@@ -102,6 +103,15 @@ class HubConfig:
     )
     retain_bundles_rounds: int = setting(
         0, minimum=0, doc="how many rounds' bundles are kept; 0: all, for ever"
+    )
+    models_dir: Path | None = setting(
+        None, doc="folders of models whose tokens are counted again; default: models in the data folder"
+    )
+    reconcile_share: float = setting(
+        0.0625,
+        minimum=0.0,
+        maximum=1.0,
+        doc="calls with evidence that are counted again; odd ones always are",
     )
     private_validators: bool = setting(
         False, doc="validators' endpoints may be http or private addresses (always so on a loopback hub)"

@@ -22,6 +22,7 @@ from emcd_hub.billing.office import BillingOffice
 from emcd_hub.calls.gateway import Gateway
 from emcd_hub.calls.recorder import CallRecorder
 from emcd_hub.config import HubConfig
+from emcd_hub.counts.desk import CountDesk
 from emcd_hub.in_force import InForce
 from emcd_hub.nodes.board import NodeBoard
 from emcd_hub.nodes.gate import NodeGate
@@ -56,6 +57,7 @@ class CallPlane:
     routers: RouterGate
     gateway: Gateway
     in_force: InForce
+    counts: CountDesk
 
 
 class _Sink:
@@ -126,12 +128,22 @@ async def load_plane(
     )
     keeper = ModelKeeper(models=models, ledger=ctx.ledger, clock=ctx.clock)
     suspension = SuspensionWatch(board=board, ledger=ctx.ledger, clock=ctx.clock, params=clock)
+    counts = CountDesk(
+        models_dir=config.models_dir or ctx.data_dir / "models",
+        share=config.reconcile_share,
+        ledger=ctx.ledger,
+        clock=ctx.clock,
+        draw=uniform,
+        log=ctx.log,
+    )
+    await counts.load()
     gateway = Gateway(
         scheduler=scheduler,
         book=book,
         recorder=recorder,
         limits=config.call_limits,
         is_open=is_open,
+        on_evidence=counts.offer,
     )
     return CallPlane(
         book,
@@ -148,6 +160,7 @@ async def load_plane(
         routers,
         gateway,
         in_force,
+        counts,
     )
 
 

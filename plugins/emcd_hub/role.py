@@ -108,6 +108,7 @@ class HubRole:
             await nursery.start(plane.gateway.sweep.run)
             nursery.start_soon(self._tick)
             nursery.start_soon(plane.model_keeper.run)
+            nursery.start_soon(plane.counts.run)
             nursery.start_soon(self._follow_registry)
             if ctx.rpc is not None:
                 self._rounds = build_rounds(self._config, ctx, self._key, plane.book)
@@ -174,7 +175,9 @@ class HubRole:
             ctx.services.find(HealthBoard),
             ArchiveReader(ctx.ledger, BundleFolder(ctx.ledger.path.parent)),
         )
-        network = NetworkPages(plane.board, plane.models, plane.in_force, ctx.clock)
+        network = NetworkPages(
+            plane.board, plane.models, plane.in_force, ctx.clock, plane.suspension, plane.counts, ctx.ledger
+        )
         routes = pages.routes() + network.routes() + RouterPages(plane.routers, ctx.clock).routes()
         desk = StatementDesk(
             ledger=ctx.ledger, clock=ctx.clock, params=ctx.deployment.params, book=plane.book

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from emcd.ledger import Migration
 from emcd_hub.billing.schema import KEY_LIMITS, PAYOUTS
+from emcd_hub.counts.count_row import TOKEN_COUNTS
 from emcd_hub.nodes.schema import MODEL_SLOTS
 from emcd_hub.records.once_row import ONCE
+from emcd_hub.records.withheld import EVIDENCE
 from emcd_hub.rounds.schema import ARCHIVE, LISTED
 
 _BILLING = Migration(
@@ -221,4 +223,16 @@ _ROUNDS = Migration(
     """,
 )
 
-MIGRATIONS = (_BILLING, _RECORDS, _ROUNDS, PAYOUTS, ARCHIVE, LISTED, KEY_LIMITS, MODEL_SLOTS, ONCE)
+MIGRATIONS = (
+    _BILLING,
+    _RECORDS,
+    _ROUNDS,
+    PAYOUTS,
+    ARCHIVE,
+    LISTED,
+    KEY_LIMITS,
+    MODEL_SLOTS,
+    ONCE,
+    EVIDENCE,
+    TOKEN_COUNTS,
+)

@@ -50,9 +50,9 @@ async def test_large_body_is_read_in_a_thread_and_a_small_one_is_not(
 ) -> None:
     threads = []
 
-    def reading(*args: Any) -> Any:
+    def reading(*args: Any, **options: Any) -> Any:
         threads.append(threading.current_thread())
-        return read_request(*args)
+        return read_request(*args, **options)
 
     monkeypatch.setattr("emcd_hub.api.public.read_request", reading)
     async with running_world(tmp_path) as world:

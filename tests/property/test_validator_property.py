@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from hypothesis import given
+import msgspec
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from emcd.accounting.assignment import probe_window_ms
 from emcd.errors import RemoteProtocolError
+from emcd.inference.minilm import MINILM_MANIFEST
 from emcd.proto.hashing import keccak
+from emcd.proto.openai import ENDPOINTS, read_request
 from emcd.testing import make_key
+from emcd.types import Address
+from emcd_validator.call_shape import CallShape
 from emcd_validator.corpus import Leaf, decode_leaf, encode_leaf, find_fault
 from emcd_validator.corpus_tree import build_levels, build_path, compute_root, is_leaf
-from emcd_validator.judge import Judgement, read_answer
+from emcd_validator.judge import Judgement
+from emcd_validator.judge_embedding import read_answer
 from emcd_validator.plan import Draws, Slot, draw_plan
-from emcd_validator.probe_request import PATH, build_request, upstream_hash
+from emcd_validator.probe_request import build_probe, list_requests, path_of, upstream_hash
 from emcd_validator.statement import read_commitment, read_evidence, read_reveal, read_seals, read_votes
+from tests.support.evidence_node import TEXT_MANIFEST
 from tests.support.validator_world import make_deployment
 
 PARAMS = make_deployment(1_800_000_000).params
@@ -37,6 +44,20 @@ leaves = st.builds(
     st.lists(st.text(min_size=1, max_size=40), min_size=1, max_size=4).map(tuple),
     st.just(True),
     st.sampled_from(["", "float", "base64"]),
+    st.none()
+    | st.builds(
+        CallShape,
+        st.sampled_from(["chat", "completions"]),
+        st.text(max_size=20),
+        st.booleans(),
+        st.none() | st.integers(-1, 2_001),
+        st.none() | st.integers(0, 1_001),
+        st.integers(-1, 9_000),
+        st.sampled_from(["max_tokens", "max_completion_tokens"]),
+        st.booleans(),
+        st.integers(0, 4),
+        st.integers(0, 4),
+    ),
 )
 
 
@@ -75,10 +96,27 @@ def test_plan_draws_distinct_leaves_within_the_window(seed: bytes, leaf_count: i
 
 
 @given(leaves, st.sampled_from(NODES))
-def test_request_node_choice_never_reaches_the_node(leaf: Leaf, node: str) -> None:
-    body = build_request(leaf, "all-MiniLM-L6-v2", NODES[0])
-    other = build_request(leaf, "all-MiniLM-L6-v2", node)  # type: ignore[arg-type]
-    assert upstream_hash(PATH, body) == upstream_hash(PATH, other) is not None
+def test_request_node_choice_never_reaches_the_node(leaf: Leaf, node: Address) -> None:
+    assume(not find_fault(leaf))
+    draws = Draws(bytes(32), keccak(b"beacon"))
+    one, other = (build_probe(draws, Slot(n, 0), leaf, MINILM_MANIFEST, len) for n in (NODES[0], node))
+    assert path_of(one.body) == one.path
+    assert upstream_hash(one.path, one.body) == upstream_hash(other.path, other.body) is not None
+
+
+@given(leaves, st.integers(16, 4_096), st.integers(0, 2**32))
+def test_request_to_a_text_model_fits_its_context_and_can_be_forwarded(
+    leaf: Leaf, context: int, number: int
+) -> None:
+    assume(not find_fault(leaf))
+    manifest = msgspec.structs.replace(TEXT_MANIFEST, context_tokens=context)
+    draws = Draws(number.to_bytes(32, "big"), keccak(b"beacon"))
+    for request in list_requests(draws, Slot(NODES[0], 0), leaf, manifest, len):
+        made = read_request(ENDPOINTS[request.path], request.body, evidence=True)
+        assert made.hidden is None
+        table = msgspec.json.decode(request.body)
+        limit = table.get("max_tokens", table.get("max_completion_tokens", 1))
+        assert limit + len(table.get("prompt", "")) <= context
 
 
 @given(st.binary(max_size=300))

@@ -18,22 +18,23 @@ from emcd.chain import BlockRef, ChainEvent, Participant
 from emcd.chain.proxies.staking import ValidatorSet
 from emcd.clock import Clock, SystemClock
 from emcd.errors import RecoverableError
+from emcd.inference.manifest import model_hash
 from emcd.keys import SigningKey
 from emcd.money import WEI_PER_TOKEN, encode_wei
 from emcd.net.http_client import request
 from emcd.net.http_server import serve_http
-from emcd.proto.address import address_bytes
+from emcd.proto.address import address_bytes, hex_hash
 from emcd.proto.bundle import ProbeResult, SnapshotEntry, ValidatorPower
 from emcd.proto.hashing import keccak
 from emcd.proto.json_form import to_json
 from emcd.proto.messages import PlanCommitment, Reveal, RoundRoot, Verdict, Vote
 from emcd.proto.network import Deployment
 from emcd.proto.openai import ENDPOINTS, read_request
-from emcd.proto.params import devnet_params
+from emcd.proto.params import ModelStanding, devnet_params
 from emcd.proto.records import parse_call_id, request_hash
 from emcd.testing import make_key
 from emcd.types import Address, Epoch, ParticipantRole, Round, Wei
-from tests.support.hub_world import DOMAIN, MODEL, make_deployment
+from tests.support.hub_world import DOMAIN, MANIFEST, MODEL, make_deployment
 
 BLOCK_MS = 200
 VALIDATOR_WEI = 1_000_000 * WEI_PER_TOKEN
@@ -45,8 +46,9 @@ def quick_deployment(round_s: int = 2, *, rounds_ago: int = 100) -> Deployment:
     """A network with short rounds that began some rounds ago (-1: it begins with the next one)."""
     genesis_s = (int(time.time()) // round_s - rounds_ago) * round_s
     params = devnet_params(genesis_s, round_s)
-    names = params.__struct_fields__
-    return make_deployment(**{name: getattr(params, name) for name in names})
+    numbers = {name: getattr(params, name) for name in params.__struct_fields__}
+    models = ((hex_hash(model_hash(MANIFEST)), int(ModelStanding.ENFORCED)),)
+    return make_deployment(**{**numbers, "models": models})
 
 
 @cache

@@ -81,13 +81,15 @@ def fault_of(
     request = UpstreamRequest(Endpoint.CHAT, "m", b"", False, False, inputs, choices, 20, bound)
     recorder = make_recorder(book, Ledger())
     limits = CallLimits(default_output_tokens=100)
-    context = CallContext(request, make_call(book, limit), cast("Any", None), recorder, limits, 0)
+    context = CallContext(
+        request, make_call(book, limit), cast("Any", None), recorder, limits, 0, lambda *_: None
+    )
     return find_receipt_fault(receipt, make_seen(context, 200, HASH, None, answer_bytes))
 
 
 def make_context(call: OpenCall, recorder: CallRecorder) -> CallContext:
     request = UpstreamRequest(Endpoint.CHAT, "m", b"", False, False, 1, 1, 20, None)
-    return CallContext(request, call, cast("Any", None), recorder, CallLimits(), 0)
+    return CallContext(request, call, cast("Any", None), recorder, CallLimits(), 0, lambda *_: None)
 
 
 def claim(**changes: Any) -> Receipt:

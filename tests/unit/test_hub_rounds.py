@@ -331,6 +331,22 @@ def test_votes_about_another_receipt_leave_room_for_the_right_one(monkeypatch: p
     assert len(list_votes(con, 3)) == 2
 
 
+def test_vote_that_saw_no_evidence_needs_no_receipt_and_no_other_may_lack_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    con = hub_tables()
+    call = SimpleNamespace(delivery=SimpleNamespace(receipt_hash=keccak(b"receipt")))
+    monkeypatch.setattr("emcd_hub.rounds.evidence_row.find_call", lambda con, call_id: call)
+    votes = {
+        verdict: VoteEntry(
+            Vote(make_key("judge").address, 3, bytes(16), bytes(32), int(verdict), 0), b"s" * 65
+        )
+        for verdict in Verdict
+    }
+    assert insert_statements(con, 3, Statements(votes=tuple(votes.values()))) == 1
+    assert list_votes(con, 3) == [votes[Verdict.ERROR]]
+
+
 def test_attestation_counts_only_with_its_validators_signature() -> None:
     root = RoundRoot(3, keccak(b"b"), keccak(b"r"), 5)
     key = make_key("judge")

@@ -18,7 +18,7 @@ from emcd_hub.api.key_form import show_own
 from emcd_hub.api.page import answer
 from emcd_hub.billing.book import AccountBook
 from emcd_hub.billing.queries import AccountRow, find_account
-from emcd_hub.billing.statement import MAX_ROUNDS, Amounts, Statement, read_statement
+from emcd_hub.billing.statement import MAX_ROUNDS, Amounts, RoundUsage, Statement, read_statement
 
 DEFAULT_ROUNDS = 360
 """A month of rounds of two hours."""
@@ -70,7 +70,7 @@ class StatementDesk:
                 for m in made.movements
             ],
             "moved": _amounts(made.moved),
-            "usage": [{"round": u.round, "calls": u.calls, **_amounts(u.amounts)} for u in made.usage],
+            "usage": [_show_usage(usage) for usage in made.usage],
             "used": _amounts(made.used),
             "closing": _amounts(made.closing),
             "balance": _amounts(made.balance),
@@ -132,6 +132,15 @@ def show_account(row: AccountRow) -> dict[str, Any]:
 
 def _amounts(amounts: Amounts) -> dict[str, str]:
     return {"granted_micro": str(amounts.granted_micro), "vault_micro": str(amounts.vault_micro)}
+
+
+def _show_usage(usage: RoundUsage) -> dict[str, Any]:
+    return {
+        "round": usage.round,
+        "calls": usage.calls,
+        **_amounts(usage.amounts),
+        "uncounted_tokens": usage.uncounted_tokens,
+    }
 
 
 def _read_round(request: Request, name: str, default: int) -> int:

@@ -101,6 +101,16 @@ def unknown_model(model: str) -> ApiError:
     )
 
 
+def delisted_model(model: str) -> ApiError:
+    return ApiError(
+        "EMC-1794",
+        f"the model {model[:80]!r} was delisted: its answers can't be verified as they should be",
+        404,
+        openai_code="model_not_found",
+        param="model",
+    )
+
+
 def no_node(detail: str, retry_after_s: int) -> ApiError:
     return ApiError(
         "EMC-1708", detail, 503, kind=SERVER, openai_code="service_unavailable", retry_after_s=retry_after_s

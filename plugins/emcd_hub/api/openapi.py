@@ -148,19 +148,34 @@ OPENAPI: dict[str, Any] = {
         ),
         "/v1/calls/{call_id}/receipt": _get(
             "A call's three records and their proofs; 202 while a proof is still to come",
-            "forward, receipt, delivery, each with the signed batch it stands in",
+            "forward, receipt, delivery, each with the signed batch it stands in; notes (unsigned): whether the"
+            " node's body and the delivered one differ and why, what was withheld, the seed that was drawn,"
+            " tokens that nobody can count",
             400, 401, 404, 429,
             parameters=[_parameter("call_id", "from x-emc-call-id")], key=True,
         ),
         "/api/models": _get(
-            "Models served now or in the last day", "nodes, price, context, quantization, speed, uptime, errors"
+            "Models served now or in the last day",
+            "nodes, price, context, quantization, speed, uptime, errors; of each manifest its verification:"
+            " standing (unverified, shadow, enforced, delisted), kind, numeric class, sampler, thresholds",
+        ),
+        "/api/models/{model_hash}": _get(
+            "A manifest that can be verified", "the canonical JSON that its hash is over", 400, 404,
+            parameters=[_parameter("model_hash", "keccak-256 of the manifest, 0x and 64 hex digits")],
         ),
         "/api/routers": _get(
             "Routers that are connected",
             "address, region, version, nodes, calls in flight, since when, age of the last status",
         ),
         "/api/nodes": _get(
-            "Connected nodes", "address, router, models and their speed, breaker, capacity, last status"
+            "Connected nodes",
+            "address, router, models with their speed and token drift, breaker, capacity, last status; of"
+            " verification the newest closed round's verdicts, strikes, suspensions, until when and why",
+        ),
+        "/api/nodes/{address}/counts": _get(
+            "A node's calls whose tokens the hub counted again, newest first",
+            "call id; input and output tokens as claimed (receipt), named (ids in the answer), counted (tokenizer)",
+            400, parameters=[_parameter("address", "of the node")],
         ),
         "/api/rounds": _get("The last 50 rounds", "the open round and the states"),
         "/api/rounds/{round}": _get("One round", "its results and signatures", 400, 404, parameters=_ROUND),

@@ -82,7 +82,7 @@ def _describe(endpoint: Endpoint, summary: str, required: list[str]) -> dict[str
             "requestBody": {"required": True, "content": {kind: {"schema": body}}},
             "responses": {
                 "200": {
-                    "description": "the node's answer, as it came",
+                    "description": "the node's answer, without what was asked of it beyond the request",
                     "headers": _HEADERS,
                     "content": _list_answers(endpoint),
                 },

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from secrets import randbits
 
 import msgspec
 import structlog
@@ -34,6 +35,7 @@ _LARGE_BYTES = 1 << 19
 _READ_AT_ONCE = 2
 """How many large bodies are: more would keep the interpreter from the loop."""
 _RETRY_AFTER_S = 5
+_SEED_BITS = 63
 
 
 @dataclass(frozen=True)
@@ -125,17 +127,19 @@ class PublicApp(DirectApp):
 
     async def _serve(self, head: CallHead, body: bytes, exchange: Exchange) -> None:
         if len(body) < _LARGE_BYTES:
-            request = read_request(head.endpoint, body, head.content_type)
+            request = _read(self._gateway, head, body)
         else:
             self._gateway.require_open(head.key)
-            request = await trio.to_thread.run_sync(_read_large, head, body, limiter=self._readers)
+            request = await trio.to_thread.run_sync(
+                _read_large, self._gateway, head, body, limiter=self._readers
+            )
         wish = join_wishes(request.wish, head.wish)
         if wish is not request.wish:
             request = msgspec.structs.replace(request, wish=wish)
         if not head.once_key:
             await self._gateway.serve(head.key, request, exchange)
             return
-        once = await trio.to_thread.run_sync(_make_once, head, request)
+        once = await trio.to_thread.run_sync(_make_once, head, request, body)
         request = msgspec.structs.replace(request, once=once)
         await self._once.run(once, exchange, partial(self._gateway.serve, head.key, request))
 
@@ -165,15 +169,30 @@ async def _read_body(exchange: Exchange, request: Request, limit: int) -> bytes:
             return b"".join(pieces)
 
 
-def _read_large(head: CallHead, body: bytes) -> UpstreamRequest:
-    request = read_request(head.endpoint, body, head.content_type)
+def _read(gateway: Gateway, head: CallHead, body: bytes) -> UpstreamRequest:
+    return read_request(
+        head.endpoint, body, head.content_type, evidence=gateway.wants_evidence, seed=_draw_seed
+    )
+
+
+def _read_large(gateway: Gateway, head: CallHead, body: bytes) -> UpstreamRequest:
+    request = _read(gateway, head, body)
     known = request_hash(request.endpoint.path, request.body, request.content_type)
     return msgspec.structs.replace(request, known_hash=known)
 
 
-def _make_once(head: CallHead, request: UpstreamRequest) -> Once:
-    """What is remembered of an idempotency key: the account's, and of the request without its boundary."""
+def _draw_seed() -> int:
+    return randbits(_SEED_BITS)
+
+
+def _make_once(head: CallHead, request: UpstreamRequest, asked: bytes) -> Once:
+    """What is remembered of an idempotency key: the account's, and of the request without its boundary.
+
+    A call with evidence is known by what its client asked, not by a seed that is drawn anew.
+    """
     body = request.body
+    if request.evidence:
+        body = read_request(head.endpoint, asked, head.content_type).body
     if request.endpoint.is_form:
         body = drop_boundary(body, read_boundary(request.content_type))
     key = head.key.account_id.encode() + b"\0" + head.once_key

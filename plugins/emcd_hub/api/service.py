@@ -24,6 +24,7 @@ from emcd_hub.api.page import answer
 from emcd_hub.in_force import InForce
 from emcd_hub.nodes.board import NodeBoard
 from emcd_hub.records.proof import Pending, find_receipt
+from emcd_hub.records.withheld import make_notes
 from emcd_hub.rounds.archive_reader import ArchiveReader
 
 PENDING_RETRY_S = 1
@@ -79,14 +80,14 @@ class ServicePages:
         if found is None:
             archived = await self.archive.find_receipt(call_id, key.account_id)
             if archived is not None:
-                return answer(to_json(archived))
+                return answer({**to_json(archived), "notes": None})
         if found is None or owner != key.account_id:
             raise ApiError(
                 "EMC-1716", f"there is no call {format_call_id(call_id)}", 404, openai_code="not_found"
             )
         if isinstance(found, Pending):
             return answer({"state": "pending"}, 202, {"retry-after": str(PENDING_RETRY_S)})
-        return answer(to_json(found[1]))
+        return answer({**to_json(found[1]), "notes": make_notes(found[0])})
 
     async def get_health(self, _: Request) -> Response:
         """Whether the process answers at all."""

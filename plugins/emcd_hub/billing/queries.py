@@ -112,7 +112,7 @@ def list_movements(con: Connection, account_id: str, limit: int) -> list[dict[st
 
 def list_usage(con: Connection, account_id: str, limit: int) -> list[dict[str, Any]]:
     rows = con.execute(
-        "SELECT round, calls, granted_micro, vault_micro FROM hub_usage"
+        "SELECT round, calls, granted_micro, vault_micro, uncounted_tokens FROM hub_usage"
         " WHERE account_id = ? ORDER BY round DESC LIMIT ?",
         (account_id, limit),
     )

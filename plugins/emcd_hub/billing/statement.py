@@ -48,11 +48,12 @@ class Movement:
 
 @dataclass(frozen=True)
 class RoundUsage:
-    """What the calls of a round took."""
+    """What the calls of a round took. `uncounted_tokens`: of a reasoning that was stated and not shown."""
 
     round: int
     calls: int
     amounts: Amounts
+    uncounted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ def _list_movements(
 
 def _list_usage(con: Connection, account_id: str, first: int, last: int) -> tuple[RoundUsage, ...]:
     rows = con.execute(
-        "SELECT round, calls, granted_micro, vault_micro FROM hub_usage"
+        "SELECT round, calls, granted_micro, vault_micro, uncounted_tokens FROM hub_usage"
         " WHERE account_id = ? AND round >= ? AND round <= ? ORDER BY round",
         (account_id, first, last),
     )
-    return tuple(RoundUsage(row[0], row[1], Amounts(row[2], row[3])) for row in rows)
+    return tuple(RoundUsage(row[0], row[1], Amounts(row[2], row[3]), row[4]) for row in rows)

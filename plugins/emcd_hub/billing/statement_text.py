@@ -10,7 +10,7 @@ from typing import Any
 
 from emcd.money import MICRO_PER_CREDIT
 
-COLUMNS = ("round", "at", "kind", "calls", "granted_micro", "vault_micro", "note")
+COLUMNS = ("round", "at", "kind", "calls", "granted_micro", "vault_micro", "note", "uncounted_tokens")
 
 
 def list_statement_lines(found: Mapping[str, Any]) -> list[str]:
@@ -20,7 +20,9 @@ def list_statement_lines(found: Mapping[str, Any]) -> list[str]:
     for item in found["movements"]:
         lines.append(_line(f"{item['kind']} (round {item['round']})", item, item["note"]))
     for item in found["usage"]:
-        lines.append(_line(f"{item['calls']} calls of round {item['round']}", _minus(item)))
+        hidden = item["uncounted_tokens"]
+        note = f"{hidden:,} tokens of hidden reasoning, which nobody can count" if hidden else ""
+        lines.append(_line(f"{item['calls']} calls of round {item['round']}", _minus(item), note))
     lines.append(_line("closing", found["closing"]))
     if int(found["reserved_micro"]):
         held = format_credits(int(found["reserved_micro"]))
@@ -37,7 +39,7 @@ def write_csv(found: Mapping[str, Any]) -> str:
     for item in found["movements"]:
         rows.writerow({**item, "at": _time(item["at_ms"])})
     for item in found["usage"]:
-        rows.writerow({**_minus(item), "round": item["round"], "kind": "calls", "calls": item["calls"]})
+        rows.writerow({**item, **_minus(item), "kind": "calls"})
     rows.writerow({"round": found["to_round"], "kind": "closing", **found["closing"]})
     return out.getvalue()
 

@@ -15,10 +15,13 @@ from emcd.proto.control import CallEnd, ResponseHead, decode_part
 from emcd.proto.hashing import keccak
 from emcd.proto.openai_media import find_answer_type
 from emcd.proto.openai_shape import JSON as JSON_TYPE
-from emcd.proto.openai_shape import error_body
+from emcd.proto.openai_shape import Endpoint, error_body
 from emcd.proto.records import CallStatus, Receipt
 from emcd_hub.calls.context import CallContext, NodeFault
+from emcd_hub.calls.evidence import read_piece
+from emcd_hub.calls.held import Held
 from emcd_hub.calls.receipt_check import Seen, find_receipt_fault, is_on_time
+from emcd_hub.calls.uncounted import MARK, read_uncounted, shows_reasoning
 from emcd_hub.nodes.link import OutgoingCall
 
 JSON = b"application/json"
@@ -93,7 +96,7 @@ def judge_receipt(receipt: Receipt, seen: Seen) -> str:
 def make_seen(
     context: CallContext, status: int, response_hash: bytes, usage: Usage | None, answer_bytes: int
 ) -> Seen:
-    """What the hub saw of a call that ends now, with an answer of so many bytes."""
+    """What the hub saw of a call that ends now, with an answer of so many bytes, evidence not counted."""
     request, call = context.request, context.call
     bound, limit = request.input_bound_tokens, call.info.max_input_tokens
     output_bound = context.limits.output_bound(request, answer_bytes)
@@ -134,13 +137,34 @@ def judge_answer(context: CallContext, answer: Answer) -> Judged:
     response_hash = keccak(body)
     success = 200 <= http_status < 300
     kind = find_answer_type(context.request.endpoint, answer.content_type)
-    usage = read_usage(body) if success and kind == JSON_TYPE else None
-    remark = judge_receipt(receipt, make_seen(context, http_status, response_hash, usage, len(body)))
     if not success:
+        remark = judge_receipt(receipt, make_seen(context, http_status, response_hash, None, len(body)))
         return _judge_refusal(answer, response_hash, remark)
-    status, cost = context.price(receipt)
+    usage = read_usage(body) if kind == JSON_TYPE else None
+    body_hash = response_hash
+    if context.request.evidence:
+        told = _take_evidence(context, body)
+        body_hash = response_hash if told is body else keccak(told)
+        body = told
+    remark = judge_receipt(receipt, make_seen(context, http_status, response_hash, usage, len(body)))
+    if MARK in body and not shows_reasoning(body):
+        context.call.uncounted_tokens = read_uncounted(body)
+    status, cost, claim = context.price(receipt)
+    remark = claim or remark
     content_type = JSON if kind == JSON_TYPE else kind.encode() or b"application/octet-stream"
-    return Judged(status, receipt, response_hash, cost, remark, http_status, content_type, body)
+    return Judged(status, receipt, body_hash, cost, remark, http_status, content_type, body)
+
+
+def _take_evidence(context: CallContext, body: bytes) -> bytes:
+    """What the client gets of an answer that has evidence in it. Raises: RemoteProtocolError EMC-1793."""
+    context.call.held = held = Held()
+    if context.request.endpoint is Endpoint.EMBEDDINGS:
+        return body
+    piece = read_piece(context.request.endpoint, body, context.request.hidden)
+    held.add(piece)
+    if context.request.hidden is not None and len(piece.data) > context.limits.answer_bytes:
+        raise NodeFault("size", "the node's answer is too large")
+    return piece.data
 
 
 def _judge_refusal(answer: Answer, response_hash: bytes, remark: str) -> Judged:

@@ -111,7 +111,7 @@ class Attempt:
                             self._report(self._relay.receipt, self._relay.first_at)
                         return
                     scope.deadline = trio.current_time() + context.limits.call_timeout_s
-                    answer = await collect_answer(upstream, context.limits.answer_bytes)
+                    answer = await collect_answer(upstream, context.limits.node_bytes(context.request))
             finally:
                 self._give_back()
         if answer is None:
@@ -141,7 +141,8 @@ class Attempt:
         what an engine counts of a sound or an image says nothing of tokens a second."""
         if 200 <= receipt.http_status < 300:
             request = self._context.request
-            tokens = receipt.output_tokens or receipt.input_tokens
+            entered, made = self._context.call.find_proven((receipt.input_tokens, receipt.output_tokens))
+            tokens = made or entered
             self._scheduler.report_ok(
                 self._entry,
                 request.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import msgspec
@@ -15,6 +16,7 @@ from emcd_hub.api.reply import Reply
 from emcd_hub.calls.limits import CallLimits
 from emcd_hub.calls.recorder import CallRecorder, OpenCall, Settled
 from emcd_hub.metrics import CALLS
+from emcd_hub.records.withheld import OVERCLAIM
 
 
 class NodeFault(Exception):
@@ -27,7 +29,9 @@ class NodeFault(Exception):
 
 
 class CallContext(msgspec.Struct, eq=False):
-    """One attempt. `began_at`: when the client's request was whole, by `perf_counter`."""
+    """One attempt. `began_at`: when the client's request was whole, by `perf_counter`; `on_evidence`: told of
+    a call whose answer names its tokens, when it is on disk.
+    """
 
     request: UpstreamRequest
     call: OpenCall
@@ -35,6 +39,7 @@ class CallContext(msgspec.Struct, eq=False):
     recorder: CallRecorder
     limits: CallLimits
     began_at: float
+    on_evidence: Callable[[UpstreamRequest, Settled], None]
 
     async def settle(
         self, status: CallStatus, receipt: Receipt | None, body_hash: bytes, cost_micro: int, fault: str = ""
@@ -70,6 +75,8 @@ class CallContext(msgspec.Struct, eq=False):
         if error is None:
             self.recorder.confirm(settled)
             self.count(settled)
+            if self.call.held is not None:
+                self.on_evidence(self.request, settled)
         else:
             self.recorder.undo(settled)
 
@@ -82,16 +89,21 @@ class CallContext(msgspec.Struct, eq=False):
         seconds = perf_counter() - self.began_at
         CALLS.count(self.request.endpoint.path, settled.status, settled.charge, seconds)
 
-    def price(self, receipt: Receipt) -> tuple[CallStatus, int]:
-        """What a successful call with this receipt costs, and how it ends by that.
+    def price(self, receipt: Receipt) -> tuple[CallStatus, int, str]:
+        """What a successful call with this receipt costs, how it ends by that, and what its row says of it.
 
-        A sound or an image, whose tokens nobody knows before, costs no more than was reserved.
+        A sound or an image, whose tokens nobody knows before, costs no more than was reserved; of a model
+        that can be verified no more tokens are paid than the answer names.
         """
-        cost = self.recorder.cost_of(self.call, receipt.input_tokens, receipt.output_tokens)
+        claimed = receipt.input_tokens, receipt.output_tokens
+        proven = self.call.find_proven(claimed)
+        cost = self.recorder.cost_of(self.call, *proven)
+        if proven != claimed:
+            return CallStatus.CAPPED, cost, f"{OVERCLAIM}: {claimed} claimed, {proven} named"
         held = self.call.reservation.amount_micro
         if cost > held and self.request.endpoint.is_media:
-            return CallStatus.CAPPED, held
-        return CallStatus.OK, cost
+            return CallStatus.CAPPED, held, ""
+        return CallStatus.OK, cost, ""
 
     def headers(
         self, content_type: bytes, credits_name: bytes, credits_micro: int

@@ -30,7 +30,7 @@ from emcd_hub.calls.attempt import Attempt
 from emcd_hub.calls.context import CallContext, NodeFault
 from emcd_hub.calls.limits import CallLimits
 from emcd_hub.calls.once_writes import OnceWrites
-from emcd_hub.calls.recorder import CallRecorder, hash_request
+from emcd_hub.calls.recorder import CallRecorder, Settled, hash_request
 from emcd_hub.calls.sweep import CallSweep
 from emcd_hub.metrics import IN_FLIGHT
 from emcd_hub.nodes.board import NodeEntry
@@ -62,20 +62,25 @@ class Gateway:
         recorder: CallRecorder,
         limits: CallLimits,
         is_open: Callable[[], str],
+        on_evidence: Callable[[UpstreamRequest, Settled], None],
     ) -> None:
         """
         Args:
             is_open: "" while calls are taken, else why not.
+            on_evidence: told of calls whose answers name their tokens, when they are on disk.
         """
         self._scheduler = scheduler
         self._book = book
         self._recorder = recorder
         self._limits = limits
         self._is_open = is_open
+        self._on_evidence = on_evidence
         self._active = 0
         self._idle = trio.Event()
         self.sweep = CallSweep()
         """Its `run` is the role's task."""
+        self.wants_evidence = scheduler.wants_evidence
+        """Whether calls of a model at an endpoint ask for what a judge needs. From any thread."""
         IN_FLIGHT.set_function(lambda: self._active)
 
     @property
@@ -158,7 +163,9 @@ class Gateway:
                     request, hash_of_request, entry.address, entry.router, taken.info, held, taken.price,
                     taken.now_ms,
                 )  # fmt: skip
-                context = CallContext(request, call, reply, self._recorder, self._limits, began_at)
+                context = CallContext(
+                    request, call, reply, self._recorder, self._limits, began_at, self._on_evidence
+                )  # fmt: skip
                 attempt = Attempt(
                     context, entry, self._scheduler, self._book, self.sweep, taken.input_bound_tokens
                 )

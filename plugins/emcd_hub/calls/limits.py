@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from emcd.proto.openai import UpstreamRequest
 from emcd_hub.billing.book import UseFirst
 
+_EVIDENCE_BYTES_A_TOKEN = 2048
+"""A position with twenty alternatives; with five it is a third of that."""
+_ID_BYTES = 8
+_EVIDENCE_TIMES = 20
+_MOST_EVIDENCE_BYTES = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True)
 class CallLimits:
@@ -24,6 +30,22 @@ class CallLimits:
     max_calls: int = 2048
     credit_wait_s: float = 2.0
     record_timeout_s: float = 30.0
+
+    def node_bytes(self, request: UpstreamRequest) -> int:
+        """The most bytes that a node may send for a request: evidence comes on top of what a client gets.
+
+        It grows with the tokens that may come, and is bounded whatever a client asks for.
+        """
+        if not request.evidence:
+            return self.answer_bytes
+        output = request.output_bound_tokens
+        if output is None:
+            output = self.default_output_tokens * request.choices
+        tokens = min(output, self.answer_bytes)  # a token is at least a byte
+        evidence = tokens * _EVIDENCE_BYTES_A_TOKEN + request.input_bound_tokens * _ID_BYTES
+        return self.answer_bytes + min(
+            evidence, _EVIDENCE_TIMES * self.answer_bytes, max(_MOST_EVIDENCE_BYTES, self.answer_bytes)
+        )
 
     def output_bound(self, request: UpstreamRequest, answer_bytes: int) -> int:
         """The most output tokens that an answer of this size can be charged for.

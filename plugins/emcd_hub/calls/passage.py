@@ -1,18 +1,27 @@
 """What of a stream goes to the client, and when: events one way, the bytes of a sound another. Pure.
 
-Invariants: bytes are never changed, only left out or held back; the end of a stream of events is held
-back until somebody asks for it; the usage chunk passes only for who asked for it.
+Invariants: bytes are never changed, only left out or held back, but where a client did not ask for the
+evidence in its answer: there every event is written anew without it, and nothing that can't be read
+passes; the end of a stream of events is held back until somebody asks for it; the usage chunk passes only
+for who asked for it.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from emcd.accounting.event_stream import EventKind, StreamMeter, count_cut, make_splitter
+from emcd.accounting.event_stream import EventKind, StreamMeter, count_cut, event_data, make_splitter
 from emcd.accounting.usage import Usage
 from emcd.errors import RecoverableError
 from emcd.proto.openai_shape import UpstreamRequest, error_body
-from emcd_hub.calls.sse import make_cut, make_error
+from emcd_hub.calls.evidence import read_piece
+from emcd_hub.calls.held import Held
+from emcd_hub.calls.sse import DONE_EVENT, make_cut, make_error
+from emcd_hub.calls.uncounted import MARK, REASONING, read_uncounted, shows_reasoning
+
+_FIRST_PIECES = 16
+_QUIET = b":\n\n"
+"""A comment: what says nothing but that the stream goes on."""
 
 
 class Passage(Protocol):
@@ -36,6 +45,16 @@ class Passage(Protocol):
     @property
     def own_count(self) -> Usage:
         """What a stream used that ends early, whatever is stated in it."""
+        ...
+
+    @property
+    def held(self) -> Held | None:
+        """What it names of its tokens; None: nothing was asked for."""
+        ...
+
+    @property
+    def uncounted(self) -> int:
+        """Tokens of a reasoning that it does not show: nobody can count them."""
         ...
 
     @property
@@ -80,6 +99,14 @@ class EventPassage:
         self._held = b""
         self._first = b""
         self._events = 0
+        self.held = Held() if request.evidence else None
+        self._reasoning = 0
+        self._shows_reasoning = False
+        self._looks = _FIRST_PIECES
+
+    @property
+    def uncounted(self) -> int:
+        return 0 if self._shows_reasoning else self._reasoning
 
     @property
     def produced(self) -> int:
@@ -117,11 +144,15 @@ class EventPassage:
 
     def take(self, piece: bytes) -> bytes:
         meter = self._meter
+        if self._looks:
+            self._look_for_reasoning(piece)
         if self._first and self._splitter.is_between and meter.take_plain(piece):
             return piece
         out = []
         for event in self._splitter.feed(piece):
             kind = meter.read(event)
+            if MARK in event:
+                self._reasoning = read_uncounted(event_data(event))
             if kind is EventKind.DONE:
                 self._held += event
                 continue
@@ -132,6 +163,13 @@ class EventPassage:
             self._events += 1
             out.append(event)
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _look_for_reasoning(self, piece: bytes) -> None:
+        """A model thinks before it speaks: later pieces need not be looked at."""
+        self._looks -= 1
+        if REASONING in piece and shows_reasoning(piece):
+            self._shows_reasoning = True
+            self._looks = 0
 
     def take_rest(self) -> bytes:
         held, self._held = self._held, b""
@@ -149,6 +187,70 @@ class EventPassage:
         return make_error(self._request.endpoint, body, self._events)
 
 
+class EvidencePassage(EventPassage):
+    """The events of a model that can be verified: token ids are counted, and what is hidden is taken out."""
+
+    def take(self, piece: bytes) -> bytes:
+        if self._looks:
+            self._look_for_reasoning(piece)
+        meter = self._meter
+        if _is_one_line(piece) and self._splitter.is_between and meter.take_plain(piece):
+            told = self._tell(piece, piece[6:-2])
+            self._first = self._first or told
+            self._events += 1
+            return told
+        out = []
+        for event in self._splitter.feed(piece):
+            kind = meter.read(event)
+            if kind is EventKind.DONE:
+                self._hold(event)
+                continue
+            told = self._read(event, kind)
+            if kind is EventKind.USAGE and not self._request.wants_usage:
+                continue
+            if kind is EventKind.CONTENT:
+                self._first = self._first or told
+            self._events += 1
+            out.append(told)
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def take_rest(self) -> bytes:
+        rest = self._splitter.take_rest()
+        if rest and self._meter.read(rest) is EventKind.DONE:
+            self._hold(rest)
+        held, self._held = self._held, b""
+        return held
+
+    def _hold(self, event: bytes) -> None:
+        """The end. What a node sends after it is nothing that its API knows, and passes to nobody."""
+        if self._request.hidden is None:
+            self._held += event
+        else:
+            self._held = DONE_EVENT
+
+    def _read(self, event: bytes, kind: EventKind) -> bytes:
+        """Raises: RemoteProtocolError EMC-1793."""
+        if kind is EventKind.OTHER:
+            return event if self._request.hidden is None else _QUIET
+        data = event_data(event)
+        if MARK in data:
+            self._reasoning = read_uncounted(data)
+        return self._tell(event, data)
+
+    def _tell(self, event: bytes, data: bytes) -> bytes:
+        """An event as its client gets it. Raises: RemoteProtocolError EMC-1793."""
+        request, held = self._request, self.held
+        piece = read_piece(request.endpoint, data, request.hidden)
+        assert held is not None
+        held.add(piece)
+        return event if request.hidden is None else b"data: %b\n\n" % piece.data
+
+
+def _is_one_line(piece: bytes) -> bool:
+    """Whether a piece is one event of one line of data, as nearly all are."""
+    return piece.startswith(b"data: {") and piece.find(b"\n") == len(piece) - 2
+
+
 class SoundPassage:
     """Bytes of a sound: only the end of the answer tells their end."""
 
@@ -156,6 +258,8 @@ class SoundPassage:
     counted = own_count = Usage(0, 0)
     is_ended = is_failed = False
     fault = ""
+    uncounted = 0
+    held = None
 
     def __init__(self) -> None:
         self.produced = 0

@@ -26,11 +26,13 @@ from emcd.proto.params import ModelPrice
 from emcd.proto.records import CallStatus, Delivery, Forward, Receipt, request_hash
 from emcd.types import ZERO_HASH, Address
 from emcd_hub.billing.book import AccountBook, Charge, Reservation
+from emcd_hub.calls.held import Held
 from emcd_hub.calls.once_writes import OnceWrites
 from emcd_hub.in_force import InForce
 from emcd_hub.nodes.status import ModelInfo
 from emcd_hub.records.call_row import CallRow, insert_calls
 from emcd_hub.records.once_row import insert_calls_once
+from emcd_hub.records.withheld import find_withheld
 
 _POOL_BYTES = 65_536
 """Random bytes drawn at once: the kernel is asked once for 6,500 call ids."""
@@ -63,12 +65,24 @@ class OpenCall(msgspec.Struct, eq=False):
     once: Once | None = None
     settled: bool = False
     is_media: bool = False
+    withheld: int = 0
+    seed: int | None = None
+    uncounted_tokens: int = 0
+    held: Held | None = None
+
+    def find_proven(self, claimed: tuple[int, int]) -> tuple[int, int]:
+        """Input and output tokens, as far as they can be proven where that is possible."""
+        if self.held is None or self.info.checked is None:
+            return claimed
+        return self.held.bound(claimed)
 
 
 class Settled:
     """How a call ended. It is so once its row is on disk."""
 
-    __slots__ = ("call", "charge", "delivery", "delivery_hash", "once", "receipt_hash", "row", "status")
+    __slots__ = (
+        "call", "charge", "delivery", "delivery_hash", "once", "receipt", "receipt_hash", "row", "status"
+    )  # fmt: skip
 
     def __init__(self, call: OpenCall, status: CallStatus, charge: Charge, receipt_hash: bytes) -> None:
         self.call = call
@@ -77,6 +91,7 @@ class Settled:
         self.receipt_hash = receipt_hash
         self.once = call.once if status is CallStatus.OK or charge.total_micro else None
         """The key that is used up by this: one of a call that failed, or cost nothing, stays free."""
+        self.receipt: Receipt | None = None
         self.delivery: Delivery
         self.delivery_hash: bytes
         self.row: CallRow
@@ -142,7 +157,11 @@ class CallRecorder:
             CallMeta(forward, request.endpoint.path, request.model, request.stream, request.content_type)
         )
         media = request.endpoint.is_media
-        return OpenCall(forward, forward_hash, meta, info, held, price, request.once, is_media=media)
+        return OpenCall(
+            forward, forward_hash, meta, info, held, price, request.once, is_media=media,
+            withheld=find_withheld(request) if request.evidence or request.stream else 0,
+            seed=request.drawn_seed,
+        )  # fmt: skip
 
     def price_now(self, info: ModelInfo) -> ModelPrice:
         """The price of a call of the model that starts now."""
@@ -190,12 +209,13 @@ class CallRecorder:
         tokens = None
         if receipt is not None:
             receipt_hash = receipt.struct_hash()
-            tokens = receipt.input_tokens + receipt.output_tokens
+            tokens = sum(call.find_proven((receipt.input_tokens, receipt.output_tokens)))
             if call.is_media:  # stated by the engine, and by nothing bounded
                 tokens = min(tokens, held.tokens)
         charge = book.settle(held, cost_micro, finished_at_ms, tokens)
         call.settled = True
         settled = Settled(call, status, charge, receipt_hash)
+        settled.receipt = receipt
         try:
             self._make_row(settled, receipt, body_hash, fault, finished_at_ms)
         except Exception:
@@ -278,6 +298,9 @@ class CallRecorder:
             fault,
             finished_at_ms,
             key.key_id,
+            call.withheld,
+            call.seed,
+            0 if receipt is None else min(call.uncounted_tokens, receipt.output_tokens),
         )
 
     def _draw_call_id(self, now_ms: int) -> bytes:

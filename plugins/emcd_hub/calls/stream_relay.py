@@ -30,7 +30,7 @@ from emcd.proto.tunnel import WINDOW_BYTES
 from emcd_hub.billing.book import AccountBook
 from emcd_hub.calls.answer import NO_USAGE, judge_receipt, make_seen, make_seen_of_left
 from emcd_hub.calls.context import CallContext, NodeFault
-from emcd_hub.calls.passage import EventPassage, Passage, SoundPassage
+from emcd_hub.calls.passage import EventPassage, EvidencePassage, Passage, SoundPassage
 from emcd_hub.calls.recorder import Settled
 from emcd_hub.calls.sweep import CallSweep, ScopeDeadline
 from emcd_hub.metrics import count_node_fault
@@ -52,7 +52,8 @@ def make_relay(
     if head.status != 200 or not request.stream:
         return None
     if kind == _EVENTS:
-        return StreamRelay(context, book, input_bound_tokens, EventPassage(request), kind)
+        passage = EvidencePassage(request) if request.evidence else EventPassage(request)
+        return StreamRelay(context, book, input_bound_tokens, passage, kind)
     if request.endpoint is Endpoint.SPEECH and kind not in ("", JSON):
         return StreamRelay(context, book, input_bound_tokens, SoundPassage(), kind)
     return None
@@ -80,7 +81,13 @@ class StreamRelay:
         self._input_bound = input_bound_tokens
         self._passage = passage
         self._content_type = content_type.encode()
-        self._size = 0
+        self._size = self._told = 0
+        """Bytes that came, and those of them that are no evidence."""
+        request, limits = context.request, context.limits
+        self._has_evidence = request.evidence
+        context.call.held = passage.held
+        self._most_bytes = limits.node_bytes(request)
+        self._most_told = limits.answer_bytes if request.hidden is not None else self._most_bytes
         self._own_count: Usage | None = None
         self._received: Any = sha3.keccak_256()
         self._sent: Any = None
@@ -136,10 +143,10 @@ class StreamRelay:
         if not passage.produced or passage.is_failed:
             return 0
         if receipt is not None:
-            entered, made = receipt.input_tokens, receipt.output_tokens
+            entered, made = context.call.find_proven((receipt.input_tokens, receipt.output_tokens))
         else:
             entered, made = self._own_count or passage.own_count
-            made = min(made, context.limits.output_bound(context.request, self._size))
+            made = min(made, context.limits.output_bound(context.request, self._told))
         cost = context.recorder.cost_of(context.call, entered, made)
         return min(cost, context.call.reservation.amount_micro)
 
@@ -163,9 +170,12 @@ class StreamRelay:
     def _receive(self, piece: bytes) -> bytes:
         """Count a piece. Returns: what of it goes to the client now."""
         self._size += len(piece)
-        if self._size > self._context.limits.answer_bytes:
+        if self._size > self._most_bytes:
             raise NodeFault("size", "the node's stream is too large")
         out = self._passage.take(piece)
+        self._told += len(out) if self._has_evidence else len(piece)
+        if self._told > self._most_told:
+            raise NodeFault("size", "the node's stream is too large")
         if self._sent is None and out is not piece and out != piece:
             self._part()
         self._received.update(piece)
@@ -194,14 +204,16 @@ class StreamRelay:
         last = self._passage.take_rest()
         if self._passage.fault:
             raise NodeFault("stream", self._passage.fault)
-        remark = judge_receipt(receipt, make_seen(context, 200, received, self._passage.usage, self._size))
+        passage = self._passage
+        remark = judge_receipt(receipt, make_seen(context, 200, received, passage.usage, self._told))
+        context.call.uncounted_tokens = passage.uncounted
         if not context.reply.begun:
             await self._send(b"")
         if self._sent is not None:
             self._sent.update(last)
-        status, cost = context.price(receipt)
+        status, cost, claim = context.price(receipt)
         self.receipt = receipt
-        settled = await context.settle(status, receipt, self.sent_hash, cost, remark)
+        settled = await context.settle(status, receipt, self.sent_hash, cost, claim or remark)
         await self._end(last, settled)
 
     async def _cut(self, upstream: OutgoingCall, out: bytes) -> None:
@@ -224,20 +236,21 @@ class StreamRelay:
         """Tell the node to stop, and take what is under way until its receipt, if that comes in time."""
         self._part()
         self._own_count = self._passage.own_count
-        stopped_at, stated = self._size, self._passage.usage
+        stopped_at, stated = self._told, self._passage.usage
         with trio.CancelScope(deadline=trio.current_time() + LAST_WORD_S, shield=True):
             try:
                 upstream.stop()
                 async for piece in upstream.chunks():
                     self._receive(piece)
                 receipt = decode_part(await upstream.end(), CallEnd).receipt
-                may = stopped_at + min(self._size - stopped_at, WINDOW_BYTES)  # a token is at least a byte
+                may = stopped_at + min(self._told - stopped_at, WINDOW_BYTES)  # a token is at least a byte
                 if stated is not None:
                     may = max(may, stated.output_tokens)
                 received = bytes(self._received.digest())
-                seen = make_seen_of_left(self._context, received, self._find_used(receipt), self._size, may)
+                seen = make_seen_of_left(self._context, received, self._find_used(receipt), self._told, may)
                 self.remark = judge_receipt(receipt, seen)
                 self.receipt = receipt
+                self._context.call.uncounted_tokens = self._passage.uncounted
             except NodeFault as exc:
                 count_node_fault(exc.kind)
             except EmcdError as exc:

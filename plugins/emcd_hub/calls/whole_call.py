@@ -62,7 +62,10 @@ class WholeCall(msgspec.Struct, eq=False):
         context, limits = self._context, self._context.limits
         self._task = trio.lowlevel.current_task()
         self._upstream = self._link.submit(
-            context.call.meta, context.request.body, self._on_end, max_bytes=limits.answer_bytes
+            context.call.meta,
+            context.request.body,
+            self._on_end,
+            max_bytes=limits.node_bytes(context.request),
         )
         self._last_at = self._sweep.after(limits.call_timeout_s)
         self.deadline = min(self._last_at, self._sweep.after(limits.answer_head_timeout_s))

@@ -44,6 +44,7 @@ class NodeBoard:
         self._lanes: dict[LaneKey, Lane] = {}
         self._known = KnownModels()
         self._suspended: frozenset[Address] = frozenset()
+        self._delisted: frozenset[bytes] = frozenset()
         self._uses = 0
 
     def join(self, link: NodeLink, router: Address = ZERO_ADDRESS) -> NodeEntry:
@@ -61,6 +62,7 @@ class NodeBoard:
     def leave(self, entry: NodeEntry) -> None:
         """Forget a tunnel; its calls end by themselves."""
         entry.connected = False
+        entry.offered = ()
         self._set_models(entry, {})
         entry.restate()
         self.half_open.discard(entry)
@@ -80,19 +82,46 @@ class NodeBoard:
         """Take a checked status. Of two models of one name the first counts."""
         entry.status, entry.seen_at_ms, entry.sequence = status, now_ms, status.sequence
         entry.capacity = status.capacity
-        by_name: dict[str, ModelInfo] = {}
-        for info in models:
-            by_name.setdefault(info.name, info)
+        entry.offered = tuple(models)
+        by_name = self._choose(entry)
         self._known.note(entry.address, by_name.values(), now_ms)
         if by_name != entry.models:
             self._set_models(entry, by_name)
         self.restate(entry)
 
+    def _choose(self, entry: NodeEntry) -> dict[str, ModelInfo]:
+        """What a node may sell of what it offers."""
+        by_name: dict[str, ModelInfo] = {}
+        for info in entry.offered:
+            if info.model_hash not in self._delisted:
+                by_name.setdefault(info.name, info)
+        return by_name
+
+    def delist(self, manifests: frozenset[bytes]) -> None:
+        """These manifests, and no others, are sold by nobody."""
+        if manifests == self._delisted:
+            return
+        self._delisted = manifests
+        for entry in self._entries.values():
+            if entry.offered:
+                self._set_models(entry, self._choose(entry))
+                self.restate(entry)
+
+    def list_delisted(self) -> dict[str, list[ModelInfo]]:
+        """The models that nodes offer and may not sell, by name, each manifest once."""
+        found: dict[str, dict[bytes, ModelInfo]] = {}
+        for entry in self._entries.values() if self._delisted else ():
+            for info in entry.offered:
+                if info.model_hash in self._delisted:
+                    found.setdefault(info.name, {})[info.model_hash] = info
+        return {name: list(infos.values()) for name, infos in found.items()}
+
     def expire(self, now_ms: int) -> list[NodeEntry]:
         """Take nodes whose status is too old out of routing. Returns: those that went now."""
         oldest = now_ms - self.window_ms
-        gone = [e for e in self._entries.values() if e.models and e.seen_at_ms < oldest]
+        gone = [e for e in self._entries.values() if e.offered and e.seen_at_ms < oldest]
         for entry in gone:
+            entry.offered = ()
             self._set_models(entry, {})
         self._known.forget(oldest)
         for address, record in list(self._records.items()):
@@ -135,6 +164,11 @@ class NodeBoard:
     def find_lane(self, endpoint: Endpoint, model: str) -> Lane | None:
         """The nodes that serve a model; None where there is none."""
         return self._lanes.get((endpoint, model))
+
+    def wants_evidence(self, endpoint: Endpoint, model: str) -> bool:
+        """Whether calls of a model ask for what a judge needs. May be asked from any thread."""
+        lane = self._lanes.get((endpoint, model))
+        return lane is not None and lane.is_checked
 
     def knows_model(self, endpoint: Endpoint, model: str) -> bool:
         """Whether anybody served it within the online window."""

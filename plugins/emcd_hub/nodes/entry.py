@@ -45,6 +45,8 @@ class NodeEntry:
     seen_at_ms: int = 0
     sequence: int = 0
     models: Mapping[str, ModelInfo] = field(default_factory=dict)
+    offered: tuple[ModelInfo, ...] = ()
+    """What it would serve; `models` are those of them that may be sold."""
     manifests: Mapping[bytes, ModelInfo] = field(default_factory=dict)
     lanes: list[Lane] = field(default_factory=list)
     record: NodeRecord = field(default_factory=NodeRecord)

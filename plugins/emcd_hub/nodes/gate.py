@@ -21,9 +21,11 @@ from emcd.clock import Clock
 from emcd.errors import ProtocolError, RecoverableError, RemoteProtocolError
 from emcd.events import NODES, NodeMoved
 from emcd.ledger import Connection, Ledger
+from emcd.proto.address import hex_hash
 from emcd.proto.bundle import StatusEntry
 from emcd.proto.control import BatchMessage, Control, NoticeMessage, StatusMessage, decode_control, encode
 from emcd.proto.eip712 import Domain
+from emcd.proto.params import ModelStanding, NetworkParams
 from emcd.types import ZERO_ADDRESS, Address
 from emcd_hub.in_force import InForce
 from emcd_hub.metrics import NODES_ONLINE, count_node_fault
@@ -53,13 +55,16 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(eq=False, slots=True)
 class _Served:
-    """A tunnel that is being served; `code` says why the hub ends it."""
+    """A tunnel that is being served; `code` says why the hub ends it, `told` of which models it was told that
+    they are delisted.
+    """
 
     outbox: trio.MemorySendChannel[bytes]
     entry: NodeEntry
     since: float
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     code: str = ""
+    told: frozenset[bytes] = frozenset()
 
     def end(self, code: str) -> None:
         self.code = self.code or code
@@ -98,6 +103,7 @@ class NodeGate:
         self._persisted: tuple[int, set[Address]] = (-1, set())
         self._pace = ModelPace(PACE_MS)
         self.newest = NewestStatus()
+        self._delisted: tuple[NetworkParams | None, frozenset[bytes]] = (None, frozenset())
 
     async def serve(self, link: NodeLink, router: Address = ZERO_ADDRESS) -> str:
         """Live with a tunnel until it ends; an older one of the node is ended first.
@@ -164,6 +170,7 @@ class NodeGate:
         now_ms = self._clock.now_ms()
         params = self._in_force.params(now_ms)
         self._board.window_ms = params.online_window_ms
+        self._board.delist(self._list_delisted(params))
         self._pace.every_ms = params.status_interval_ms // 4
         self._pace.forget(now_ms)
         self.newest.forget(now_ms)
@@ -224,9 +231,14 @@ class NodeGate:
         self.newest.note(entry.address, status.sequence, now_ms)
         fresh = not self._board.is_online(entry, now_ms)
         served = [info for info in models.values() if self._is_served(info)]
-        if any(i.name not in entry.models for i in served) and not self._pace.take(entry.address, now_ms):
+        delisted = self._list_delisted(self._in_force.params(now_ms))
+        others = any(i.name not in entry.models and i.model_hash not in delisted for i in served)
+        if others and not self._pace.take(entry.address, now_ms):
             raise RemoteProtocolError("EMC-1729", "other models too soon")
+        self._board.delist(delisted)
         self._board.apply_status(entry, status, served, now_ms)
+        if delisted:
+            await self._tell_delisted(entry, delisted)
         await self._persist(now_ms, StatusEntry(status, message.signature))
         if fresh:
             self._changed(entry.address, online=True)
@@ -234,6 +246,23 @@ class NodeGate:
             raise RemoteProtocolError(
                 "EMC-1728", "a model's manifest is not the one that this hub serves by that name"
             )
+
+    def _list_delisted(self, params: NetworkParams) -> frozenset[bytes]:
+        if params is not self._delisted[0]:
+            rows = (name for name, standing in params.models if standing == ModelStanding.DELISTED)
+            self._delisted = (params, frozenset(bytes.fromhex(name[2:]) for name in rows))
+        return self._delisted[1]
+
+    async def _tell_delisted(self, entry: NodeEntry, delisted: frozenset[bytes]) -> None:
+        """Say once a connection which of a node's models may not be sold: no fault of the node's."""
+        served = self._served.get(entry.address)
+        if served is None:
+            return
+        for info in entry.offered:
+            if info.model_hash in delisted - served.told:
+                served.told |= {info.model_hash}
+                detail = f"{info.name[:80]} {hex_hash(info.model_hash)} was delisted: it is sold by nobody"
+                await self.notify(entry.address, encode(NoticeMessage("EMC-1794", detail)))
 
     def _is_served(self, info: ModelInfo) -> bool:
         allowed = self._manifests.get(info.name)

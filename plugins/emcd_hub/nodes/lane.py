@@ -17,7 +17,7 @@ LaneKey = tuple[Endpoint, str]
 class Lane(Pool["NodeEntry"]):
     """A pool that knows which manifests stand behind the model's name."""
 
-    __slots__ = ("_counts", "key", "variants")
+    __slots__ = ("_counts", "is_checked", "key", "variants")
 
     def __init__(self, key: LaneKey) -> None:
         super().__init__()
@@ -25,12 +25,15 @@ class Lane(Pool["NodeEntry"]):
         self.variants: dict[bytes, ModelInfo] = {}
         """The manifests served now, by hash: one, as a rule."""
         self._counts: dict[bytes, int] = {}
+        self.is_checked = False
+        """Whether a node serves it by a manifest that can be verified: then all calls ask for evidence."""
 
     def join(self, node: NodeEntry, info: ModelInfo) -> None:
         """Take a node that serves the model by this manifest."""
         self.add(node)
         self.variants[info.model_hash] = info
         self._counts[info.model_hash] = self._counts.get(info.model_hash, 0) + 1
+        self.is_checked = self.is_checked or info.checked is not None
 
     def leave(self, node: NodeEntry, info: ModelInfo) -> None:
         """Forget a node that was taken with this manifest."""
@@ -38,3 +41,4 @@ class Lane(Pool["NodeEntry"]):
         self._counts[info.model_hash] -= 1
         if not self._counts[info.model_hash]:
             del self._counts[info.model_hash], self.variants[info.model_hash]
+            self.is_checked = any(variant.checked is not None for variant in self.variants.values())

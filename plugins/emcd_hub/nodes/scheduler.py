@@ -27,7 +27,15 @@ from emcd.scheduling.breaker import BreakerState
 from emcd.scheduling.choice import choose
 from emcd.scheduling.ring import prefix_key, session_key
 from emcd.types import ZERO_ADDRESS, Address
-from emcd_hub.api.error import ApiError, no_node, no_price, no_quantization, overloaded, unknown_model
+from emcd_hub.api.error import (
+    ApiError,
+    delisted_model,
+    no_node,
+    no_price,
+    no_quantization,
+    overloaded,
+    unknown_model,
+)
 from emcd_hub.nodes.board import NodeBoard, NodeEntry
 from emcd_hub.nodes.lane import Lane
 from emcd_hub.nodes.model_book import ModelBook
@@ -74,6 +82,8 @@ class Scheduler:
         self._price_now = price_now
         self._draw = draw
         self._jitter = jitter
+        self.wants_evidence = board.wants_evidence
+        """Whether calls of a model at an endpoint ask for what a judge needs. From any thread."""
         WAITS.follow(board)
 
     async def route(self, request: UpstreamRequest, failed: Sequence[Address] = ()) -> NodeEntry:
@@ -82,8 +92,8 @@ class Scheduler:
         Args:
             failed: nodes that have failed this call already.
 
-        Raises: ApiError EMC-1707, EMC-1708, EMC-1766, EMC-1767 where none fits, EMC-1709 where none has room in
-            time.
+        Raises: ApiError EMC-1707, EMC-1708, EMC-1766, EMC-1767, EMC-1794 where none fits, EMC-1709 where none
+            has room in time.
         """
         entry = self.route_now(request, failed)
         if entry is not None:
@@ -287,6 +297,8 @@ class Scheduler:
 
     def _nobody(self, request: UpstreamRequest) -> ApiError:
         board, model = self._board, request.model
+        if model in board.list_delisted():
+            return delisted_model(model)
         if board.knows_model(request.endpoint, model):
             return no_node(f"no node serves {model[:80]!r} at the moment", RETRY_AFTER_S)
         if board.is_empty:  # just started, most likely: what exists is not known

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from emcd.errors import RemoteProtocolError
-from emcd.inference.manifest import EmbeddingManifest, decode_manifest
+from emcd.inference.manifest import CheckedManifest, EmbeddingManifest, TextManifest, decode_manifest
 from emcd.proto.address import hex_hash
 from emcd.proto.control import StatusMessage
 from emcd.proto.eip712 import Domain
@@ -28,7 +28,7 @@ class ModelInfo:
     """A manifest as the hub uses it.
 
     `max_input_tokens` is per text, `context_tokens` of prompt and answer together; None and "" where the
-    manifest does not say.
+    manifest does not say. `checked`: the manifest, where anybody can recompute what it promises.
     """
 
     model_hash: bytes
@@ -37,24 +37,20 @@ class ModelInfo:
     max_input_tokens: int | None
     quantization: str = ""
     context_tokens: int | None = None
+    checked: CheckedManifest | None = None
 
 
 def read_manifest(data: bytes) -> ModelInfo:
     """What a manifest's canonical JSON says. Raises: RemoteProtocolError EMC-1610."""
     manifest = decode_manifest(data)
-    model_hash = keccak(data)
+    model_hash, endpoints = keccak(data), manifest.list_endpoints()
     if isinstance(manifest, EmbeddingManifest):
-        embeddings = frozenset({Endpoint.EMBEDDINGS})
-        longest = manifest.max_tokens
-        return ModelInfo(model_hash, manifest.name, embeddings, longest, manifest.numeric_class, longest)
-    return ModelInfo(
-        model_hash,
-        manifest.name,
-        manifest.list_endpoints(),
-        None,
-        manifest.quantization or "",
-        manifest.context_tokens or None,
-    )
+        cut_at, numbers = manifest.max_tokens, manifest.numeric_class
+        return ModelInfo(model_hash, manifest.name, endpoints, cut_at, numbers, cut_at, manifest)
+    kind, longest = manifest.quantization or "", manifest.context_tokens or None
+    if isinstance(manifest, TextManifest):
+        return ModelInfo(model_hash, manifest.name, endpoints, longest, kind, longest, manifest)
+    return ModelInfo(model_hash, manifest.name, endpoints, None, kind, longest)
 
 
 def require_status(

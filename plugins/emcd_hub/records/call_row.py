@@ -42,10 +42,13 @@ class CallRow(NamedTuple):
     fault: str
     finished_at_ms: int
     key_id: str | None = None
+    withheld: int = 0
+    seed: int | None = None
+    uncounted_tokens: int = 0
 
 
 class StoredCall(NamedTuple):
-    """A call as it was recorded."""
+    """A call as it was recorded. The last three: see `records.withheld`."""
 
     call_seq: int
     account_id: str
@@ -54,6 +57,9 @@ class StoredCall(NamedTuple):
     forward: Forward
     receipt: Receipt | None
     delivery: Delivery
+    withheld: int
+    seed: int | None
+    uncounted_tokens: int
 
 
 class SettledCall(NamedTuple):
@@ -86,7 +92,10 @@ _RECEIPTS = "SELECT delivery, node, finished_at_ms FROM hub_calls"
 _KEYS = "SELECT call_id, call_seq, round FROM hub_calls"
 _PORTION = 4096
 CALL_ID_BYTES = 16
-_SELECT = "SELECT call_seq, account_id, model, fault, forward, receipt, delivery FROM hub_calls"
+_SELECT = (
+    "SELECT call_seq, account_id, model, fault, forward, receipt, delivery, withheld, seed, uncounted_tokens"
+    " FROM hub_calls"
+)
 _forward = msgspec.msgpack.Decoder(Forward).decode
 _receipt = msgspec.msgpack.Decoder(Receipt).decode
 _delivery = msgspec.msgpack.Decoder(Delivery).decode
@@ -240,7 +249,7 @@ def find_last_seq(con: Connection) -> int:
 
 
 def _stored(row: Sequence[object]) -> StoredCall:
-    seq, account_id, model, fault, forward, receipt, delivery = row
+    seq, account_id, model, fault, forward, receipt, delivery, *more = row
     return StoredCall(
         seq,  # type: ignore[arg-type]
         account_id,  # type: ignore[arg-type]
@@ -249,4 +258,5 @@ def _stored(row: Sequence[object]) -> StoredCall:
         _forward(forward),  # type: ignore[arg-type]
         None if receipt is None else _receipt(receipt),  # type: ignore[arg-type]
         _delivery(delivery),  # type: ignore[arg-type]
+        *more,  # type: ignore[arg-type]
     )

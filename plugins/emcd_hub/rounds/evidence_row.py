@@ -4,7 +4,7 @@ The first attestation of a validator stays. Of the other statements an author ma
 differ on record, each under its subject and a part of its own hash: who shows another one to the
 hub than to its peers makes no bundle incomplete, and whoever closes the round takes the first that
 is valid. Invariant: what can't stand in a bundle fills nobody's places: a reveal opens a commitment
-on record, a vote is about the receipt that the hub delivered.
+on record, a vote is about the receipt that the hub delivered, or says that it saw none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from emcd.ledger import Connection
 from emcd.proto.address import address_bytes
 from emcd.proto.bundle import CommitmentEntry, RevealEntry, StatusEntry, VoteEntry
 from emcd.proto.hashing import keccak
-from emcd.types import Address
+from emcd.proto.messages import Verdict, Vote
+from emcd.types import ZERO_HASH, Address
 from emcd_hub.records.call_row import find_call
 from emcd_hub.rounds.statement import Attestation, Statements, opened_by
 
@@ -51,10 +52,16 @@ def insert_statements(con: Connection, index: int, found: Statements) -> int:
             _insert(con, index, "reveal", subject, _encode(entry))
     for vote in found.votes:
         call = find_call(con, vote.vote.call_id)
-        if call is not None and call.delivery.receipt_hash == vote.vote.receipt_hash:
+        if call is not None and _is_about(vote.vote, call.delivery.receipt_hash):
             subject = vote.vote.call_id + address_bytes(vote.vote.validator)
             _insert(con, index, "vote", subject, _encode(vote))
     return con.total_changes - before
+
+
+def _is_about(vote: Vote, receipt_hash: bytes) -> bool:
+    """Whether a vote is about the receipt that was delivered, or says that no evidence of it was shown."""
+    saw_nothing = vote.verdict == Verdict.ERROR and vote.receipt_hash == ZERO_HASH
+    return saw_nothing or vote.receipt_hash == receipt_hash
 
 
 def _insert(con: Connection, index: int, kind: Kind, subject: bytes, entry: bytes) -> None:

@@ -1,0 +1,1 @@
+"""Counting the tokens of answers again, beside the calls."""
