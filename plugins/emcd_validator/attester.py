@@ -47,7 +47,7 @@ from emcd_validator.events import ATTESTATION, AttestationGiven
 from emcd_validator.hub_client import HubClient, SealedBundle
 from emcd_validator.judge import HTTP_OK
 from emcd_validator.metrics import AUDIT_SECONDS, DECISIONS
-from emcd_validator.probe_request import PATH, upstream_hash
+from emcd_validator.probe_request import path_of, upstream_hash
 from emcd_validator.queries.bundles import (
     SettledRound,
     list_bundles,
@@ -285,7 +285,7 @@ class Attester:
 
 def make_own_call(probe: ProbeRow) -> OwnCall | None:
     """What the bundle must say of an own probe that was answered; None where it need not say anything."""
-    request = upstream_hash(PATH, probe.request_body)
+    request = upstream_hash(path_of(probe.request_body), probe.request_body)
     if probe.status != HTTP_OK or not probe.call_id or request is None:
         return None
     receipt = _find_receipt(probe)

@@ -104,7 +104,9 @@ def settle(
         conduct=conduct,
         vault_used_micro=before.vault_used_micro + facts.vault_micro,
         is_signed=is_signed,
-        convictions=list_convictions(conduct, header.round, bundle_hash, result.strikes) if is_signed else (),
+        convictions=list_convictions(before.conduct, header.round, bundle_hash, result.strikes, header.params)
+        if is_signed
+        else (),
     )
 
 

@@ -14,11 +14,18 @@ from mmap import mmap
 
 from emcd.accounting.plan import compute_commitment
 from emcd.accounting.receipt import CallReceipt
-from emcd.proto.bundle import CallEntry, CommitmentEntry, DepositEntry, RevealEntry, VoteEntry
+from emcd.proto.bundle import (
+    CallEntry,
+    CommitmentEntry,
+    DepositEntry,
+    ProbeResult,
+    RevealEntry,
+    VoteEntry,
+)
 from emcd.proto.bundle_codec import BundleReader, Section, find_call, read_call_ids
-from emcd.proto.messages import Verdict
+from emcd.proto.messages import Verdict, Vote
 from emcd.proto.records import format_call_id
-from emcd.types import Address
+from emcd.types import ZERO_HASH, Address
 from emcd_validator.entry import Held
 
 Content = bytes | mmap
@@ -59,7 +66,7 @@ class Knowledge:
     Attributes:
         own: its own statements: where the bundle has them, they must be these.
         held: statements, own and peers', that the hub must have: they must be there.
-        struck: receipt hash by call id of the strikes whose evidence it checked.
+        struck: receipt hash by call id of the calls whose evidence it checked.
         omissions: (call id, node) of calls filed a full round before the bundle's grace, and not
             settled yet.
         deposits: the vault's purchases by index; credited: indices that earlier bundles credited.
@@ -112,7 +119,8 @@ def read_facts(data: Content, wanted: frozenset[bytes], vault_micro: int) -> Bun
 def list_wanted(knowledge: Knowledge) -> frozenset[bytes]:
     """The calls that the checks look at."""
     filed = {call_id for call_id, _ in knowledge.omissions}
-    return frozenset({call.call_id for call in knowledge.own_calls} | knowledge.struck.keys() | filed)
+    voted = {call_id for call_id, _ in knowledge.held.votes}
+    return frozenset({call.call_id for call in knowledge.own_calls} | knowledge.struck.keys() | filed | voted)
 
 
 def find_refusal(facts: BundleFacts, knowledge: Knowledge) -> Refusal | None:
@@ -194,20 +202,46 @@ def _is_whole(entry: CallEntry, receipt: CallReceipt) -> bool:
 def _vote_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
     """Held votes must be there where the bundle can hold them.
 
-    It can for a call that one revealed probe accuses. Where several probes name one call, only a
-    bundle with some vote on it shows that it counts as accused: else a peer that copies another's
-    probe could make everybody refuse.
+    It can for a call that backs one revealed probe with an answer. Where several probes name one call,
+    only a bundle with some vote on it shows that it counts: else a peer that copies another's probe
+    could make everybody refuse. There only votes on calls whose evidence was checked here are wanted.
     """
     named = Counter(probe.call_id for entry in facts.reveals.values() for probe in entry.probes)
-    accused = {
-        probe.call_id
+    votable = {
+        probe.call_id: receipt_hash
         for entry in facts.reveals.values()
         for probe in entry.probes
-        if Verdict(probe.verdict).is_strike and named[probe.call_id] == 1
-    } | {call_id for call_id, _ in facts.votes}
-    for call_id, author in sorted(knowledge.held.votes.keys() - facts.votes.keys()):
-        if call_id in accused and call_id in knowledge.struck:
-            yield Refusal("EMC-1822", f"the vote of {author} on {format_call_id(call_id)} is missing")
+        if named[probe.call_id] == 1
+        and (receipt_hash := _find_backing(probe, facts.calls.get(probe.call_id), knowledge.round))
+        is not None
+    }
+    voted = {call_id: knowledge.struck[call_id] for call_id, _ in facts.votes if call_id in knowledge.struck}
+    for place in sorted(knowledge.held.votes.keys() - facts.votes.keys()):
+        receipt_hash = votable.get(place[0]) or voted.get(place[0])
+        if receipt_hash is not None and _is_about(knowledge.held.votes[place].vote, receipt_hash):
+            yield Refusal("EMC-1822", f"the vote of {place[1]} on {format_call_id(place[0])} is missing")
+
+
+def _find_backing(probe: ProbeResult, entry: CallEntry | None, round_index: int) -> bytes | None:
+    """The receipt hash of the call that backs a probe with an answer; None where none does."""
+    if entry is None or entry.receipt is None or probe.verdict in (Verdict.ERROR, Verdict.OFFLINE):
+        return None
+    if entry.delivery.round != round_index or None in (
+        entry.forward_ref,
+        entry.receipt_ref,
+        entry.delivery_ref,
+    ):
+        return None
+    asked = (entry.forward.node, entry.forward.request_hash, entry.receipt.response_hash)
+    if asked != (probe.node, probe.request_hash, probe.response_hash):
+        return None
+    return entry.delivery.receipt_hash
+
+
+def _is_about(vote: Vote, receipt_hash: bytes) -> bool:
+    """Whether a vote is one about this receipt, or says that no evidence was shown."""
+    saw_nothing = vote.verdict == Verdict.ERROR and vote.receipt_hash == ZERO_HASH
+    return saw_nothing or vote.receipt_hash == receipt_hash
 
 
 def _omission_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:

@@ -172,7 +172,9 @@ class Committer:
         validator, corpus = self._validator, self._corpus
         assert corpus is not None
         if not self._store.is_generated:
-            self.complaint = "less than a quarter of the corpus is unused: build a new one with corpus_tool"
+            self.complaint = (
+                "less than a quarter of the corpus is unused: build a new one with emcd corpus build"
+            )
             return
         self._corpus = await trio.to_thread.run_sync(self._store.top_up, corpus, used)
         gone = used - set(self._corpus.hashes)

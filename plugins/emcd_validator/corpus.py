@@ -1,6 +1,7 @@
 """A validator's private corpus: the requests it may send as probes, each at most once.
 
-Owns the leaf, its canonical bytes, and the corpus file (JSON lines, mode 0600). A round's tree
+Owns the leaf, its canonical bytes, and the corpus file (JSON lines, mode 0600). A leaf is a whole call:
+texts, and how they are asked; a leaf of the first form, without the latter, keeps its bytes. A round's tree
 holds the unused leaves whose hash has the round's parity, so that the trees of two neighbouring
 rounds share none and every leaf that a round reveals is new. A leaf carries a random nonce: the hashes
 in a revealed path tell nothing about leaves still unused.
@@ -13,17 +14,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from emcd.errors import ConfigError, RemoteProtocolError
 from emcd.keys import require_private
 from emcd.types import Hash
+from emcd_validator.call_shape import CallShape, find_shape_fault
 from emcd_validator.corpus_tree import MAX_LEAVES, build_levels, build_path, compute_root, leaf_hash
 
 MAX_TEXTS = 16
-MAX_TEXT_CHARS = 8_000
+MAX_TEXT_CHARS = 60_000
 MAX_LEAF_BYTES = 65_536
 NONCE_BYTES = 16
 
@@ -31,22 +33,34 @@ Encoding = Literal["", "float", "base64"]
 
 
 class Leaf(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One request: its texts, whether they go as a list, and the encoding asked for ("" for none)."""
+    """One request, whatever model it goes to.
+
+    Args:
+        texts: what is embedded; of a text model the turns of a conversation, the user's first.
+        as_list, encoding: how an embeddings call sends and wants it ("" for no encoding).
+        call: how a text model is asked; None: drawn from the default profile (leaves of the first form).
+    """
 
     nonce: bytes
     texts: tuple[str, ...]
     as_list: bool
     encoding: Encoding
+    call: CallShape | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Leaf)
+_line_encoder = msgspec.json.Encoder()
 _line_decoder = msgspec.json.Decoder(Leaf)
 
 
 def encode_leaf(leaf: Leaf) -> bytes:
     """The bytes that are hashed into the tree and opened in evidence."""
-    return _encoder.encode(leaf)
+    return _encoder.encode(_as_row(leaf))
+
+
+def _as_row(leaf: Leaf) -> Any:
+    return leaf if leaf.call is not None else (leaf.nonce, leaf.texts, leaf.as_list, leaf.encoding)
 
 
 def decode_leaf(data: bytes) -> Leaf:
@@ -67,13 +81,14 @@ def find_fault(leaf: Leaf) -> str:
     """Why a leaf can't be used, or an empty text."""
     if len(leaf.nonce) != NONCE_BYTES:
         return f"a leaf's nonce has {NONCE_BYTES} bytes, not {len(leaf.nonce)}"
-    if not 0 < len(leaf.texts) <= MAX_TEXTS or (len(leaf.texts) != 1 and not leaf.as_list):
+    is_plain = leaf.call is None
+    if not 0 < len(leaf.texts) <= MAX_TEXTS or (is_plain and len(leaf.texts) != 1 and not leaf.as_list):
         return f"a leaf has 1 to {MAX_TEXTS} texts, several only as a list"
     if not all(text.strip() and len(text) <= MAX_TEXT_CHARS for text in leaf.texts):
         return f"a leaf's text is empty or longer than {MAX_TEXT_CHARS} characters"
     if len(encode_leaf(leaf)) > MAX_LEAF_BYTES:
         return f"a leaf has at most {MAX_LEAF_BYTES} bytes"
-    return ""
+    return "" if leaf.call is None else find_shape_fault(leaf.call, len(leaf.texts), as_list=leaf.as_list)
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,6 @@ def write_corpus(path: Path, leaves: Iterable[Leaf]) -> int:
     Raises: ConfigError EMC-1804 when the file exists, can't be written, or a leaf is at fault.
     """
     count = 0
-    encoder = msgspec.json.Encoder()
     partial = path.with_name(path.name + ".part")
     try:
         if path.exists():
@@ -139,7 +153,7 @@ def write_corpus(path: Path, leaves: Iterable[Leaf]) -> int:
             for leaf in leaves:
                 if fault := find_fault(leaf):
                     raise ConfigError("EMC-1804", f"{path}: {fault}")
-                file.write(encoder.encode(leaf) + b"\n")
+                file.write(_line_encoder.encode(_as_row(leaf)) + b"\n")
                 count += 1
             file.flush()
             os.fsync(file.fileno())

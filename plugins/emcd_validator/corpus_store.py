@@ -14,6 +14,7 @@ from random import Random
 from emcd.errors import ConfigError
 from emcd_validator.corpus import Corpus, decode_leaf, load_corpus, write_corpus
 from emcd_validator.corpus_text import generate_leaves
+from emcd_validator.profile import DEFAULT, Profile
 
 LOW_SHARE = 4
 """A corpus of which less than one in four leaves is left, for even rounds or for odd ones, runs low."""
@@ -26,18 +27,19 @@ class CorpusStore:
     path: Path
     leaves: int
     is_generated: bool
+    profile: Profile = DEFAULT
 
     def ensure(self) -> Corpus:
         """Load the corpus, generating it first where that is our business. Raises: ConfigError EMC-1804."""
         if self.is_generated and not self.path.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_corpus(self.path, generate_leaves(self.leaves, _random()))
+            write_corpus(self.path, generate_leaves(self.leaves, _random(), self.profile))
         return load_corpus(self.path)
 
     def top_up(self, corpus: Corpus, used: frozenset[bytes]) -> Corpus:
         """Replace the used leaves of a generated corpus by new ones. Raises: ConfigError EMC-1804."""
         kept = [data for data, hashed in zip(corpus.leaves, corpus.hashes, strict=True) if hashed not in used]
-        fresh = generate_leaves(max(0, self.leaves - len(kept)), _random())
+        fresh = generate_leaves(max(0, self.leaves - len(kept)), _random(), self.profile)
         partial = self.path.with_name(self.path.name + ".new")
         try:
             partial.unlink(missing_ok=True)

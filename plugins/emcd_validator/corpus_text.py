@@ -1,17 +1,19 @@
-"""Making leaves: from an operator's own texts, or generated for a validator that has none.
+"""Generating leaves for a validator that has no texts of its own: weak, and good for a devnet.
 
 Generated text mixes sentence patterns with a vocabulary that is drawn anew for every corpus. The
-patterns are public, so such a corpus is weaker than one of real text: a node could learn to
-recognise it. Entropy comes in as an argument.
+patterns are public: a node learns to recognise it (tests/integration/test_probe_classifier.py measures how well).
+Entropy comes in as an argument.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
-from emcd_validator.corpus import MAX_TEXT_CHARS, MAX_TEXTS, NONCE_BYTES, Encoding, Leaf
+from emcd_validator.call_shape import draw_is_long, pick
+from emcd_validator.corpus import Leaf
+from emcd_validator.corpus_build import below_of, make_leaf
+from emcd_validator.profile import DEFAULT, Profile
 
 _ONSETS = (
     "b br c ch cl d dr f fl g gl gr h j k kr l m n p pl pr qu r s sch sk sl sp st str t th tr v w z".split()  # noqa: SIM905
@@ -86,34 +88,18 @@ _COMMON = [
 ]
 
 
-def generate_leaves(count: int, random: Random) -> Iterator[Leaf]:
+def generate_leaves(count: int, random: Random, profile: Profile = DEFAULT) -> Iterator[Leaf]:
     """Generate leaves over a vocabulary drawn for them alone."""
     words = _draw_vocabulary(random)
+    below = below_of(random)
     for _ in range(count):
-        yield _compose(random, [_draw_text(random, words) for _ in range(_draw_text_count(random))])
-
-
-def leaves_of_texts(documents: Iterable[str], random: Random) -> Iterator[Leaf]:
-    """Cut documents into passages of mixed length, each used in one leaf."""
-    passages = [passage for document in documents for passage in _cut(document, random)]
-    random.shuffle(passages)
-    while passages:
-        count = min(_draw_text_count(random), len(passages))
-        yield _compose(random, [passages.pop() for _ in range(count)])
-
-
-def _compose(random: Random, texts: Sequence[str]) -> Leaf:
-    encodings: tuple[Encoding, ...] = ("base64", "base64", "base64", "float", "")
-    return Leaf(
-        nonce=random.randbytes(NONCE_BYTES),
-        texts=tuple(texts),
-        as_list=len(texts) > 1 or random.random() < 0.4,
-        encoding=random.choice(encodings),
-    )
-
-
-def _draw_text_count(random: Random) -> int:
-    return 1 if random.random() < 0.7 else random.randint(2, MAX_TEXTS // 2)
+        is_long = draw_is_long(profile, below)
+        turns, inputs = pick("turns", profile.turns, below), pick("inputs", profile.inputs, below)
+        texts = [_draw_long(random, words)] if is_long else []
+        texts = texts or [_draw_text(random, words) for _ in range(max(turns, inputs))]
+        leaf = make_leaf(texts, turns, inputs, profile, below, random, is_long=is_long)
+        assert leaf is not None
+        yield leaf
 
 
 def _draw_vocabulary(random: Random) -> list[str]:
@@ -133,7 +119,11 @@ def _draw_text(random: Random, words: Sequence[str]) -> str:
     sentences = (
         random.choice((1, 1, 1, 2, 2, 3, 4, 6, 9)) if random.random() < 0.95 else random.randint(10, 25)
     )
-    return " ".join(_draw_sentence(random, words) for _ in range(sentences))[:MAX_TEXT_CHARS]
+    return " ".join(_draw_sentence(random, words) for _ in range(sentences))
+
+
+def _draw_long(random: Random, words: Sequence[str]) -> str:
+    return " ".join(_draw_sentence(random, words) for _ in range(random.randint(80, 200)))
 
 
 def _draw_sentence(random: Random, words: Sequence[str]) -> str:
@@ -144,14 +134,3 @@ def _draw_sentence(random: Random, words: Sequence[str]) -> str:
         p=random.randint(1, 99),
         y=random.randint(1700, 2060),
     )
-
-
-def _cut(document: str, random: Random) -> Iterator[str]:
-    sentences = [part.strip() for part in re.split(r"(?<=[.!?。])\s+|\n\s*\n", document) if part.strip()]
-    position = 0
-    while position < len(sentences):
-        length = random.choice((1, 1, 2, 3, 5, 8, 13))
-        passage = " ".join(" ".join(sentences[position : position + length]).split())
-        position += length
-        if len(passage) > 8:
-            yield passage[:MAX_TEXT_CHARS]

@@ -19,10 +19,10 @@ from emcd.proto.address import parse_address, parse_hash
 from emcd.proto.bundle_codec import MAX_BUNDLE_BYTES
 from emcd.proto.records import format_call_id, parse_call_id
 from emcd.types import Address, Hash
-from emcd_validator.probe_request import PATH, build_headers
+from emcd_validator.client_shape import CLIENTS, build_headers, client_of
 
-MAX_ANSWER_BYTES = 1 << 20
-"""Sixteen vectors of 384 numbers in decimal need a fifth of it."""
+MAX_ANSWER_BYTES = 8 << 20
+"""A streamed answer of 4,000 tokens with five alternatives each; sixteen vectors in decimal need far less."""
 _MAX_NODES_BYTES = 64 << 20
 _MAX_RECEIPT_BYTES = 1 << 20
 
@@ -74,9 +74,13 @@ class _Nodes(msgspec.Struct, frozen=True):
 class HubClient:
     """The hub at one URL."""
 
-    def __init__(self, base_url: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, base_url: str, *, timeout_s: float = 10.0, clients: Mapping[str, float] | None = None
+    ) -> None:
+        """Args: `clients` are the shares of the programs that the API keys belong to."""
         self._base = base_url.rstrip("/")
         self._timeout_s = timeout_s
+        self._clients = clients or dict.fromkeys(CLIENTS, 1.0)
         self._held: dict[Path, SealedBundle] = {}
 
     async def fetch_nodes(self) -> Mapping[Address, NodeOffer]:
@@ -94,14 +98,17 @@ class HubClient:
             offers[address] = NodeOffer(node.online, models, node.last_status_at_ms or 0)
         return offers
 
-    async def send_probe(self, body: bytes, api_key: str, timeout_s: float) -> HubAnswer:
-        """Send a probe once. Cancellation: the hub may have carried it out."""
+    async def send_probe(self, path: str, body: bytes, api_key: str, timeout_s: float) -> HubAnswer:
+        """Send a probe once; a stream is read to its end and kept as it came.
+
+        Cancellation: the hub may have carried it out.
+        """
         try:
             answer = await request(
                 "POST",
-                self._base + PATH,
+                self._base + path,
                 body=body,
-                headers=build_headers(api_key),
+                headers=build_headers(client_of(api_key, self._clients), api_key),
                 timeout_s=timeout_s,
                 max_bytes=MAX_ANSWER_BYTES,
             )

@@ -1,29 +1,73 @@
-"""What a validator says of an answer. Pure: bytes and numbers in, a verdict out.
+"""What a validator says of an answer, and who is to blame where hub and node disagree. Pure.
 
-The order is VERIFICATION 5.3: records and hashes, then shape and token counts, then the statistic,
-then (for what would not pass) a rerun that shows how much the validator's own arithmetic scatters.
-The same functions judge a probe of one's own and one that a peer calls a strike.
+The order of judging is VERIFICATION 5.3: records and hashes (here), then what the answer says of
+itself, then the statistic (`judge_embedding`, `judge_text`), then own runs again for what would not
+pass. The same functions judge a probe of one's own, one that a peer calls a strike, and a transcript
+that comes without records.
 """
 
 from __future__ import annotations
 
-import binascii
-import math
-from base64 import b64decode
-from dataclasses import dataclass, replace
-
-import msgspec
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
 
 from emcd.accounting.receipt import CallReceipt, check_receipt
-from emcd.accounting.verdict import NumericClass, decode_float32, judge, max_statistic_e12
+from emcd.accounting.token_check import ProbeKind
 from emcd.proto.eip712 import Domain
 from emcd.proto.messages import Verdict
+from emcd.proto.openai import ENDPOINTS, RequestError, UpstreamRequest, read_request
+from emcd.proto.records import request_hash
 from emcd.types import Address, Hash
-from emcd_validator.probe_request import PATH, upstream_hash
 
 HTTP_OK = 200
+EMBEDDINGS = "/v1/embeddings"
+MAX_ANSWER_BYTES = 16 << 20
+"""Of an answer that is judged: a hundred times what the longest probe makes."""
+_MAX_REASON_CHARS = 300
 
-Vectors = tuple[tuple[float, ...], ...]
+
+class Blame(StrEnum):
+    """Who made the records disagree; it follows from them alone. Source: VERIFICATION 5.5."""
+
+    NOBODY = ""
+    NODE = "node"
+    HUB = "hub"
+    VOID = "void"
+    NO_CREDIT = "no credit"
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Blame.NOBODY: "nobody is to blame: the records agree, or nothing was signed that could tell",
+    Blame.NODE: "the node is to blame: it signed this answer to exactly this request",
+    Blame.HUB: "the hub is to blame: what it signed is not what was sent, or not what the node signed",
+    Blame.VOID: "the call is void: the records do not belong together, so that they prove nothing",
+    Blame.NO_CREDIT: "nobody is to blame, and nothing is credited: the node signed no receipt",
+}
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a verdict rests on; every statistic and threshold times 10**12.
+
+    Args:
+        kind: the challenge kind.
+        values, taus, spreads: by the statistic's name; a spread is how far own runs lie apart.
+        facts: counts and settings for people: tokens, engine, threads, class.
+    """
+
+    kind: ProbeKind
+    values: Mapping[str, int] = field(default_factory=dict)
+    taus: Mapping[str, int] = field(default_factory=dict)
+    spreads: Mapping[str, int] = field(default_factory=dict)
+    z_sum: float = 0.0
+    z_variance: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,23 +77,18 @@ class Judgement:
     verdict: Verdict
     statistic_e12: int = 0
     reason: str = ""
+    blame: Blame = Blame.NOBODY
+    numbers: Numbers | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An embeddings answer that has the right shape."""
-
-    vectors: Vectors
-    prompt_tokens: int
+def unusable(reason: str, blame: Blame = Blame.NOBODY) -> Judgement:
+    """An answer that can't be judged: never a strike."""
+    return Judgement(Verdict.ERROR, reason=reason[:_MAX_REASON_CHARS], blame=blame)
 
 
-@dataclass(frozen=True)
-class ReferenceRun:
-    """The validator's own vectors for the same texts, and the tokens they have."""
-
-    vectors: Vectors
-    prompt_tokens: int
-    numeric_class: NumericClass = NumericClass.FP32
+def mismatch(reason: str, numbers: Numbers | None = None) -> Judgement:
+    """Another template, tokenizer or way of counting than the manifest's: never a strike."""
+    return Judgement(Verdict.TEMPLATE, reason=reason[:_MAX_REASON_CHARS], numbers=numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,89 +102,71 @@ class Exchange:
     status: int
     response_body: bytes
     receipt: CallReceipt
+    request_path: str = EMBEDDINGS
 
 
-class _Datum(msgspec.Struct, frozen=True):
-    index: int
-    embedding: list[float] | str
+@dataclass(frozen=True)
+class RecordFault:
+    """Why hub and node did not both sign exactly this exchange.
+
+    Args: `is_proven`: whether a stranger sees it too; else it stands and falls with the caller's word on
+    what it sent and got.
+    """
+
+    reason: str
+    blame: Blame
+    is_proven: bool = True
 
 
-class _Usage(msgspec.Struct, frozen=True):
-    prompt_tokens: int
+def read_upstream(path: str, body: bytes) -> UpstreamRequest | None:
+    """What the node must have been asked for this body; None when it is no request that can be judged."""
+    endpoint = ENDPOINTS.get(path)
+    if endpoint is None or endpoint.is_form:
+        return None
+    try:
+        return read_request(endpoint, body, evidence=True)
+    except RequestError:
+        return None
 
 
-class _Body(msgspec.Struct, frozen=True):
-    data: list[_Datum]
-    usage: _Usage
-
-
-_decoder = msgspec.json.Decoder(_Body)
-
-
-def find_receipt_fault(domain: Domain, hub: Address, exchange: Exchange) -> str:
-    """Why hub and node did not both sign exactly this exchange, or an empty text.
+def find_record_fault(domain: Domain, hub: Address, exchange: Exchange) -> RecordFault | None:
+    """The first thing in which hub, node and caller disagree.
 
     A fault here is never the node's strike: whoever altered something between caller and node
     did not sign what the other side saw.
     """
-    call, request = exchange.receipt, upstream_hash(PATH, exchange.request_body)
+    call, upstream = exchange.receipt, read_upstream(exchange.request_path, exchange.request_body)
     if call.forward.call_id != exchange.call_id:
-        return "the receipt is of another call"
-    if request is None or call.forward.request_hash != request:
-        return "the hub forwarded another request than was sent"
+        return RecordFault("the receipt is of another call", Blame.VOID)
+    outcome = check_receipt(domain, hub, call)
+    if outcome.fault is not None:
+        return RecordFault(f"{outcome.fault.code}: {outcome.fault.detail}", Blame.VOID)
+    if upstream is None or call.forward.request_hash != request_hash(exchange.request_path, upstream.body):
+        return RecordFault("the hub forwarded another request than was sent", Blame.HUB, is_proven=False)
     if call.forward.node != exchange.node:
-        return f"the hub forwarded to {call.forward.node}"
+        return RecordFault(f"the hub forwarded to {call.forward.node}", Blame.HUB, is_proven=False)
     if call.forward.model_hash != exchange.model_hash:
-        return "the hub forwarded for another model"
+        return RecordFault("the hub forwarded for another model", Blame.HUB, is_proven=False)
     outcome = check_receipt(domain, hub, call, body=exchange.response_body)
     if outcome.fault is not None:
-        return f"{outcome.fault.code}: {outcome.fault.detail}"
+        return RecordFault(f"{outcome.fault.code}: {outcome.fault.detail}", Blame.HUB, is_proven=False)
     if call.receipt is None:
-        return "the node signed no receipt"
+        return RecordFault("the node signed no receipt", Blame.NO_CREDIT)
+    if upstream.hidden is not None or (upstream.stream and not upstream.wants_usage):
+        return RecordFault(
+            "the request does not ask for all of the evidence, so the hub cut it", Blame.NOBODY
+        )
     if call.receipt.response_hash != call.delivery.body_hash:
-        return "the hub delivered another answer than the node signed"
+        return RecordFault("the hub delivered another answer than the node signed", Blame.HUB)
     if call.receipt.http_status != exchange.status:
-        return f"the node signed status {call.receipt.http_status}, {exchange.status} came"
-    return ""
+        signed = call.receipt.http_status
+        return RecordFault(
+            f"the node signed status {signed}, {exchange.status} came", Blame.HUB, is_proven=False
+        )
+    return None
 
 
-def read_answer(body: bytes, inputs: int, dimension: int) -> Answer | Judgement:
-    """Read an embeddings answer. Returns: the answer, or ERROR when it can't be one."""
-    try:
-        parsed = _decoder.decode(body)
-        rows = {item.index: _read_vector(item.embedding) for item in parsed.data}
-    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
-        return Judgement(Verdict.ERROR, reason=f"malformed answer: {exc}"[:200])
-    if len(parsed.data) != inputs or set(rows) != set(range(inputs)):
-        return Judgement(Verdict.ERROR, reason=f"{len(parsed.data)} vectors for {inputs} inputs")
-    vectors = tuple(rows[index] for index in range(inputs))
-    if any(len(vector) != dimension or not all(map(math.isfinite, vector)) for vector in vectors):
-        return Judgement(Verdict.ERROR, reason=f"a vector is not {dimension} finite numbers")
-    return Answer(vectors, parsed.usage.prompt_tokens)
-
-
-def judge_answer(answer: Answer, reference: ReferenceRun) -> Judgement:
-    """Compare an answer with the reference. Token counts first: they never make a strike."""
-    if answer.prompt_tokens != reference.prompt_tokens:
-        reason = f"{answer.prompt_tokens} tokens counted, the reference has {reference.prompt_tokens}"
-        return Judgement(Verdict.TEMPLATE, reason=reason)
-    statistic = max_statistic_e12(reference.vectors, answer.vectors)
-    return Judgement(judge(reference.numeric_class, statistic), statistic)
-
-
-def confirm_judgement(first: Judgement, reference: ReferenceRun, rerun: Vectors) -> Judgement:
-    """Judge anew with the scatter between two own runs; a fragile input convicts nobody."""
-    if first.verdict not in (Verdict.FAIL, Verdict.GROSS, Verdict.CLASS):
-        return first
-    spread = max_statistic_e12(reference.vectors, rerun)
-    verdict = judge(reference.numeric_class, first.statistic_e12, spread_e12=spread)
-    return replace(first, verdict=verdict, reason=f"own runs differ by {spread}e-12")
-
-
-def _read_vector(embedding: list[float] | str) -> tuple[float, ...]:
-    if isinstance(embedding, str):
-        try:
-            return decode_float32(b64decode(embedding, validate=True))
-        except binascii.Error as exc:
-            raise ValueError(f"base64: {exc}") from exc
-    return tuple(embedding)
+def find_receipt_fault(domain: Domain, hub: Address, exchange: Exchange) -> str:
+    """Why hub and node did not both sign exactly this exchange, or an empty text."""
+    fault = find_record_fault(domain, hub, exchange)
+    return fault.reason if fault is not None else ""

@@ -8,18 +8,24 @@ nobody can void it any more; the store is bounded, and the first proof stays.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import msgspec
 
 from emcd.accounting.offence import (
     DoubleAttestation,
+    DoubleResults,
     DoubleSeal,
+    FalseVerdict,
     OffenceKind,
     OffenceTerms,
     Proof,
+    SignedResults,
     SignedRoot,
     SignedSeal,
+    SignedTask,
+    SignedTaskResult,
     StandingStrike,
     check_offence,
     evidence_hash,
@@ -29,27 +35,33 @@ from emcd.accounting.offence import (
 )
 from emcd.errors import RecoverableError, RemoteProtocolError
 from emcd.proto.json_form import from_json
-from emcd.proto.messages import RoundRoot
+from emcd.proto.messages import Offence, RoundRoot, Task, Verdict
 from emcd.types import Address
+from emcd_validator.entry import read_results_data, read_task_result_data
 from emcd_validator.events import OFFENCE, OffenceFound
+from emcd_validator.false_verdict import FalseVerdictJudge
 from emcd_validator.metrics import OFFENCES
 from emcd_validator.offence_chain import OffenceChain
 from emcd_validator.queries.offences import (
     Kept,
     insert_offence,
     list_covered_strikes,
+    list_double_results,
     list_double_roots,
     list_double_seals,
     list_offences,
 )
+from emcd_validator.queries.tasks import list_passed_decoys
+from emcd_validator.task_form import read_transcript
 from emcd_validator.validator import Validator
 
 
 class OffenceDesk:
     """The offences that one validator knows."""
 
-    def __init__(self, validator: Validator, chain: OffenceChain) -> None:
+    def __init__(self, validator: Validator, chain: OffenceChain, judge: FalseVerdictJudge) -> None:
         self._validator = validator
+        self._judge = judge
         self._chain = chain
         self._told: set[bytes] = set()
         """Own evidence that led to nothing when it was last judged; told once."""
@@ -57,8 +69,9 @@ class OffenceDesk:
     async def take(self, proof: Proof) -> Kept:
         """Judge a proof, whoever brought it, and keep what it proves.
 
-        Raises: RemoteProtocolError EMC-1980 to 1985 (it proves nothing here), RecoverableError (the
-        chain is away or not there yet, so who had a say is not known).
+        Raises: RemoteProtocolError EMC-1980 to 1985, 1990, 1991 (it proves nothing here),
+        RecoverableError (the chain is away or not there yet, so who had a say is not known; what it
+        takes a run of a model to judge can't be judged now).
         """
         validator = self._validator
         claimed = offence_of(proof)
@@ -76,6 +89,10 @@ class OffenceDesk:
             last_round=last,
             strikes=await self._list_strikes() if isinstance(proof, StandingStrike) else (),
         )
+        if isinstance(proof, FalseVerdict):
+            if bytes(evidence_hash(claimed)) in await self.list_known():
+                return Kept.KNOWN
+            terms = replace(terms, recomputed=await self._judge.recompute(terms, proof))
         return await self._keep(proof, terms)
 
     async def collect(self) -> int:
@@ -85,6 +102,7 @@ class OffenceDesk:
         Raises: RecoverableError (the chain is away).
         """
         found: list[Proof] = [*await self._list_double_seals(), *await self._list_double_roots()]
+        found += [*await self._list_double_results(), *await self._list_false_verdicts()]
         found += await self._list_strikes()
         known = await self.list_known()
         fresh = {bytes(evidence_hash(offence_of(proof))): proof for proof in found}
@@ -147,7 +165,7 @@ class OffenceDesk:
             )
 
     async def _members(self, proof: Proof, round_index: int) -> frozenset[Address]:
-        if not isinstance(proof, DoubleAttestation):
+        if not isinstance(proof, DoubleAttestation | DoubleResults | FalseVerdict):
             return frozenset()
         return await self._chain.fetch_frozen(self._validator.params.epoch_of(round_index))
 
@@ -168,6 +186,41 @@ class OffenceDesk:
             for author, one, other in found
         ]
 
+    async def _list_double_results(self) -> list[Proof]:
+        validator = self._validator
+        first, _ = judged_rounds(validator.params, validator.current_round())
+        found = await validator.read(lambda con: list_double_results(con, validator.address, first))
+        pairs = [(_signed_results(*one), _signed_results(*other)) for one, other in found]
+        return [
+            DoubleResults(one, other)
+            for one, other in pairs
+            if one.results.probes_hash != other.results.probes_hash
+        ]
+
+    async def _list_false_verdicts(self) -> list[Proof]:
+        """Of each peer and round the first gross transcript of this validator that it passed."""
+        validator = self._validator
+        first, _ = judged_rounds(validator.params, validator.current_round())
+        passed = await validator.read(
+            lambda con: list_passed_decoys(con, validator.address, first, int(Verdict.PASS))
+        )
+        known = await self.list_known()
+        proofs: dict[bytes, Proof] = {}
+        for row, data, signature in passed:
+            result = read_task_result_data(data)
+            identity = bytes(evidence_hash(Offence(OffenceKind.FALSE_VERDICT, row.receiver, row.round)))
+            if identity in known or identity in proofs:
+                continue
+            members = await self._chain.fetch_frozen(validator.params.epoch_of(row.round))
+            me = validator.speaker(members)
+            task = Task(me, row.receiver, row.round, row.task_hash)
+            proofs[identity] = FalseVerdict(
+                SignedTask(task, validator.sign(me, validator.domain, task)),
+                SignedTaskResult(result, signature),
+                read_transcript(row.transcript, row.task_hash),
+            )
+        return list(proofs.values())
+
     async def _list_strikes(self) -> list[StandingStrike]:
         """Convictions of bundles signed here, once a root over them is active with the same bundle."""
         validator = self._validator
@@ -179,6 +232,10 @@ class OffenceDesk:
             lambda con: list_covered_strikes(con, validator.address, active.round, active.bundle_hash)
         )
         return [strike for strike in strikes if strike.round >= first]
+
+
+def _signed_results(data: bytes, signature: bytes) -> SignedResults:
+    return SignedResults(read_results_data(data), signature)
 
 
 def _signed_root(data: bytes, signature: bytes) -> SignedRoot:

@@ -169,7 +169,10 @@ class OffenceExchange:
         proof = read_proof(page)
         if bytes(evidence_hash(offence_of(proof))) != identity:
             raise RemoteProtocolError("EMC-1980", f"the proof of {hex_hash(identity)} is of another deed")
-        await self._desk.take(proof)
+        try:
+            await self._desk.take(proof)
+        except RecoverableError as exc:  # it waits here, and holds up no other proof
+            self._validator.log.debug("proof waits", code=exc.code, detail=exc.detail)
 
     def _is_heard(self, peer: Address) -> bool:
         return self._limiter.check_allowed(peer, trio.current_time())

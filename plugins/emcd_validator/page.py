@@ -12,6 +12,8 @@ from starlette.responses import Response
 from emcd.errors import EmcdError
 
 MAX_ROUND = 1 << 40
+MAX_ANSWER_BYTES = 24 << 20
+"""A node's answer of 16 MiB, in base64."""
 FAILURES = 30
 """What one source may bring in a minute that proves nothing."""
 _encode = msgspec.json.Encoder().encode

@@ -14,16 +14,17 @@ from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.eip712 import Domain
-from emcd.proto.messages import BundleSeal, RoundRoot, Verdict
+from emcd.proto.messages import BundleSeal, RoundRoot
 from emcd.proto.signing import require_signer
 from emcd.types import Address
 from emcd_validator.corpus import Leaf, decode_leaf
 from emcd_validator.corpus_tree import is_leaf, leaf_hash
+from emcd_validator.entry import ResultsEntry
 from emcd_validator.judge import Exchange, find_receipt_fault
 from emcd_validator.model import JudgedModel
 from emcd_validator.plan import Draws, Slot, draw_plan, own_slots
-from emcd_validator.probe_request import PATH, build_request
 from emcd_validator.statement import Evidence
+from emcd_validator.token_count import request_variants
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,38 @@ def check_reveal(
     return entry
 
 
-def check_votes(
-    terms: RoundTerms, peer: Address, entries: tuple[VoteEntry, ...], struck: Mapping[bytes, bytes]
-) -> tuple[VoteEntry, ...]:
-    """The peer's votes on calls known to be struck; those on other calls are passed over.
+def check_results(terms: RoundTerms, entry: ResultsEntry) -> None:
+    """Whether a member of the round's set signed these results. Raises: RemoteProtocolError EMC-1864."""
+    said = entry.results
+    if said.round != terms.round or said.validator not in terms.powers or len(said.probes_hash) != 32:
+        raise RemoteProtocolError("EMC-1864", f"results of {said.validator} for round {said.round}")
+    try:
+        require_signer(terms.domain, said, entry.signature, said.validator)
+    except RemoteProtocolError as exc:
+        raise RemoteProtocolError("EMC-1864", exc.detail) from exc
 
-    Args: `struck`: receipt hash by call id. Raises: RemoteProtocolError EMC-1923.
+
+def check_votes(
+    terms: RoundTerms,
+    peer: Address,
+    entries: tuple[VoteEntry, ...],
+    votable: Collection[bytes],
+    struck: Mapping[bytes, bytes],
+) -> tuple[VoteEntry, ...]:
+    """The peer's votes on calls that were revealed; those on other calls are passed over.
+
+    Args: `struck`: receipt hash by call id, where this validator knows it; else the peer's is taken
+    as it is, and whoever closes the round compares it.
+    Raises: RemoteProtocolError EMC-1923.
     """
     kept: dict[bytes, VoteEntry] = {}
     for entry in entries:
         if entry.vote.validator != peer:
             raise RemoteProtocolError("EMC-1923", f"{peer} serves a vote of {entry.vote.validator}")
-        if entry.vote.call_id not in struck:
+        call_id = entry.vote.call_id
+        if call_id not in votable:
             continue
-        require_vote(terms, entry, struck)
+        require_vote(terms, entry, {call_id: struck.get(call_id, entry.vote.receipt_hash)})
         kept.setdefault(entry.vote.call_id, entry)
     return tuple(kept.values())
 
@@ -102,11 +121,6 @@ def check_root(
         raise RemoteProtocolError("EMC-1840", exc.detail) from exc
 
 
-def list_strikes(entry: RevealEntry) -> tuple[ProbeResult, ...]:
-    """The probes of a reveal that everybody has to judge anew."""
-    return tuple(probe for probe in entry.probes if Verdict(probe.verdict).is_strike)
-
-
 def check_evidence(
     terms: RoundTerms,
     beacon_hash: bytes,
@@ -124,7 +138,8 @@ def check_evidence(
     if model is None:
         raise RemoteProtocolError("EMC-1815", f"model {evidence.model[:80]!r}")
     leaf = _check_leaf(terms, beacon_hash, entry, probe, evidence)
-    if evidence.request_path != PATH or evidence.request_body != build_request(leaf, model.name, probe.node):
+    drawn = request_variants(Draws(entry.reveal.seed, beacon_hash), Slot(probe.node, probe.slot), leaf, model)
+    if (evidence.request_path, evidence.request_body) not in [(item.path, item.body) for item in drawn]:
         raise RemoteProtocolError("EMC-1814", "the request is not the one that the leaf makes")
     call = evidence.receipt
     if call.forward.call_id != probe.call_id or call.forward.request_hash != probe.request_hash:
@@ -137,6 +152,7 @@ def check_evidence(
         node=probe.node,
         call_id=probe.call_id,
         model_hash=model.model_hash,
+        request_path=evidence.request_path,
         request_body=evidence.request_body,
         status=evidence.response_status,
         response_body=evidence.response_body,

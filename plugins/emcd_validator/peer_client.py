@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 from emcd.errors import ConfigError, RecoverableError
-from emcd.net.http_client import request
+from emcd.net.http_client import Response, request
 from emcd.net.url_guard import is_loopback, parse_target, require_public
 from emcd.proto.records import format_call_id
+from emcd_validator.task_form import HEADER
 
 _MAX_BYTES = {
     "commitments": 1 << 16,
+    "results": 1 << 17,
     "reveals": 16 << 20,
     "votes": 4 << 20,
     "evidence": 16 << 20,
+    "tasks": 1 << 16,
     "seals": 1 << 16,
     "roots": 1 << 17,
     "offences": 4 << 20,
@@ -49,6 +52,32 @@ class PeerClient:
             raise RecoverableError("EMC-1809", f"{answer.url} answers {answer.status}")
         return answer.json()
 
+    async def find_task(self, endpoint: str, task_hash: bytes) -> dict[str, Any] | None:
+        """What a peer says of a task: its answer, or that it waits; None when it knows nothing of it.
+
+        Raises: as `find_page`.
+        """
+        self._require_askable(endpoint)
+        url = f"{endpoint.rstrip('/')}/tasks/{_name(task_hash)}"
+        answer = await request("GET", url, timeout_s=self._timeout_s, max_bytes=_MAX_BYTES["tasks"])
+        return _read_state(answer)
+
+    async def give_task(self, endpoint: str, header: str, transcript: bytes) -> dict[str, Any]:
+        """Bring a task. Returns: its answer where the peer has one already. Raises: as `find_page`."""
+        self._require_askable(endpoint)
+        answer = await request(
+            "POST",
+            f"{endpoint.rstrip('/')}/tasks",
+            body=transcript,
+            headers={HEADER: header, "content-type": "application/octet-stream"},
+            timeout_s=self._timeout_s,
+            max_bytes=_MAX_BYTES["tasks"],
+        )
+        state = _read_state(answer)
+        if state is None:
+            raise RecoverableError("EMC-1809", f"{answer.url} takes no tasks")
+        return state
+
     def _require_askable(self, endpoint: str) -> None:
         try:
             if self._allow_loopback and is_loopback(parse_target(endpoint).host):
@@ -56,6 +85,17 @@ class PeerClient:
             require_public(endpoint)
         except ConfigError as exc:
             raise RecoverableError("EMC-1810", f"{endpoint[:200]}: {exc.detail}") from exc
+
+
+def _read_state(answer: Response) -> dict[str, Any] | None:
+    if answer.status == 404:
+        return None
+    if answer.status not in (200, 202):
+        raise RecoverableError("EMC-1809", f"{answer.url} answers {answer.status}")
+    page = answer.json()
+    if not isinstance(page, dict):
+        raise RecoverableError("EMC-1809", f"{answer.url} answers no object")
+    return page
 
 
 def _name(key: int | bytes) -> str:

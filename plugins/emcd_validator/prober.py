@@ -10,23 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
 from emcd.accounting.evidence_rule import NO_CALL
-from emcd.errors import RecoverableError, RemoteProtocolError
+from emcd.errors import ConfigError, RecoverableError, RemoteProtocolError
+from emcd.ledger import Connection
 from emcd.proto.bundle import ProbeResult
 from emcd.proto.messages import Verdict
 from emcd.types import ZERO_HASH, Address
-from emcd_validator.api_keys import ApiKeys
+from emcd_validator.api_keys import ApiKeys, key_hash
 from emcd_validator.corpus import decode_leaf
 from emcd_validator.events import PROBE, VERDICT, ProbeMoved, VerdictGiven
 from emcd_validator.hub_client import HubClient, NodeOffer
 from emcd_validator.judge import HTTP_OK, Exchange, Judgement
-from emcd_validator.metrics import VERDICTS
+from emcd_validator.judge_desk import Judge
+from emcd_validator.judge_ledger import make_row, note_statistics, record_judgement
+from emcd_validator.liveness import ABSENT, name_failure
+from emcd_validator.metrics import LIVENESS, VERDICTS
 from emcd_validator.model import JudgedModel
 from emcd_validator.plan import Draws, Slot, pick_model, probe_window_ms
-from emcd_validator.probe_request import build_request
+from emcd_validator.probe_request import ProbeRequest, build_probe, path_of
+from emcd_validator.queries.key_uses import count_key_uses, find_key_hash, note_key_use
 from emcd_validator.queries.rounds import (
     ProbeRow,
     ProbeState,
@@ -37,12 +43,17 @@ from emcd_validator.queries.rounds import (
     mark_judged,
     mark_sent,
 )
+from emcd_validator.queries.verdicts import VerdictRow, list_suspects
 from emcd_validator.statement import read_receipt
+from emcd_validator.token_count import token_count_of
 from emcd_validator.validator import Validator
-from emcd_validator.verdict_run import ReferenceRuns, judge_exchange
 
 MAX_PARALLEL_PROBES = 16
 """Calls under way at once: enough for a few hundred in two hours, and no burst that tells a prober."""
+LEAST_TIMEOUT_S = 20.0
+"""A probe near the end of its round has less time than another, and is left out with less than this."""
+END_MARGIN_S = 1.0
+KEY_DRAWS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class _Target:
     """What a probe is going to ask."""
 
     model: JudgedModel
-    body: bytes
+    request: ProbeRequest
 
 
 class _Offers:
@@ -80,13 +91,13 @@ class Prober:
         validator: Validator,
         hub: HubClient,
         keys: ApiKeys,
-        references: Mapping[str, ReferenceRuns],
+        judge: Judge,
         call_timeout_s: float,
     ) -> None:
         self._validator = validator
         self._hub = hub
         self._keys = keys
-        self._references = references
+        self._judge_desk = judge
         self._call_timeout_s = min(call_timeout_s, validator.params.round_s / 10)
         self._sending = trio.Semaphore(MAX_PARALLEL_PROBES)
         self._offers = _Offers(hub, validator)
@@ -113,6 +124,7 @@ class Prober:
             await self._validator.sleep_until(probe.due_at_ms)
             target = await self._find_target(draws, probe)
             if isinstance(target, Judgement):
+                LIVENESS.labels(ABSENT).inc()
                 await self._give(probe, target)
                 return
             async with self._sending:
@@ -141,20 +153,31 @@ class Prober:
         name = pick_model(draws, Slot(probe.node, probe.slot), offer.models, validator.models)
         if name is None:
             return Judgement(Verdict.ERROR, reason="the node offers no model that this validator judges")
-        body = build_request(decode_leaf(probe.leaf), name, probe.node)
-        return _Target(validator.models[name], body)
+        model, slot = validator.models[name], Slot(probe.node, probe.slot)
+        suspects = await validator.read(lambda con: list_suspects(con, validator.address))
+        greedy = (probe.node, model.model_hash) in suspects
+        try:
+            request = await trio.to_thread.run_sync(_make_request, draws, slot, probe.leaf, model, greedy)
+        except ConfigError as exc:
+            return Judgement(Verdict.ERROR, reason=str(exc))
+        return _Target(model, request)
 
     async def _send(self, draws: Draws, probe: ProbeRow, target: _Target) -> ProbeRow:
         """Mark, send, keep. Returns: the probe, answered; lost when it was taken before or is too late."""
         validator = self._validator
-        name, body = target.model.name, target.body
-        left_ms = validator.params.round_end_ms(probe.round) - validator.now_ms()
-        if left_ms < self._call_timeout_s * 1000 or not self._keys:
+        name, request = target.model.name, target.request
+        body = request.body
+        left_s = (validator.params.round_end_ms(probe.round) - validator.now_ms()) / 1000
+        timeout_s = min(self._call_timeout_s, left_s - min(END_MARGIN_S, self._call_timeout_s / 4))
+        if timeout_s < min(self._call_timeout_s, LEAST_TIMEOUT_S) or not self._keys:
             return replace(probe, state=ProbeState.LOST)
-        if not await validator.write(lambda con: mark_sent(con, validator.address, probe, name, body)):
+        key = await self._pick_key(draws, probe)
+        if not await validator.write(
+            partial(_take, validator.address, probe, name, body, key, validator.now_ms())
+        ):
             return replace(probe, state=ProbeState.LOST)
         self._tell(probe, "sent")
-        answer = await self._hub.send_probe(body, self._pick_key(draws, probe), self._call_timeout_s)
+        answer = await self._hub.send_probe(request.path, body, key, timeout_s)
         answered = replace(
             probe,
             state=ProbeState.ANSWERED,
@@ -172,7 +195,10 @@ class Prober:
     async def _judge(self, draws: Draws, probe: ProbeRow) -> None:
         """Fetch the receipt, judge, and write the verdict down; tries as long as there is time."""
         if probe.status != HTTP_OK or not probe.call_id:
-            reason = probe.reason or f"status {probe.status}, call id {probe.call_id.hex() or 'missing'}"
+            failure = name_failure(probe.status)
+            LIVENESS.labels(failure).inc()
+            said = probe.reason or f"status {probe.status}, call id {probe.call_id.hex() or 'missing'}"
+            reason = f"{failure}: {said}"
             await self._give(probe, Judgement(Verdict.ERROR, reason=reason))
             return
         validator = self._validator
@@ -193,7 +219,7 @@ class Prober:
     async def _judge_answer(self, draws: Draws, probe: ProbeRow) -> tuple[ProbeRow, Judgement] | None:
         validator = self._validator
         if not probe.receipt:
-            receipt = await self._hub.fetch_receipt(probe.call_id, self._pick_key(draws, probe))
+            receipt = await self._hub.fetch_receipt(probe.call_id, await self._find_key(draws, probe))
             if receipt is None:
                 return None
             probe = replace(probe, receipt=receipt)
@@ -202,16 +228,7 @@ class Prober:
             exchange = read_exchange(probe, validator.models[probe.model])
         except RemoteProtocolError as exc:
             return probe, Judgement(Verdict.ERROR, reason=f"receipt: {exc.detail}")
-        texts = decode_leaf(probe.leaf).texts
-        judgement = await judge_exchange(
-            validator.domain,
-            validator.hub,
-            exchange,
-            texts,
-            validator.models[probe.model],
-            self._references[probe.model],
-        )
-        return probe, judgement
+        return probe, await self._judge_desk.judge_exchange(exchange)
 
     def _is_late(self, probe: ProbeRow) -> bool:
         """Whether the verdict has to be given now: a poll later there is no time left."""
@@ -221,11 +238,20 @@ class Prober:
     async def _give(self, probe: ProbeRow, judgement: Judgement) -> None:
         validator = self._validator
         result = make_result(probe, judgement)
-        given = await validator.write(
-            lambda con: mark_judged(con, validator.address, probe.round, result, judgement.reason)
+        model = validator.models.get(probe.model)
+        row = make_row(
+            judgement,
+            round_index=probe.round,
+            part="probe",
+            node=probe.node,
+            slot=probe.slot,
+            call_id=probe.call_id,
+            model_hash=b"" if model is None else model.model_hash,
+            at_ms=validator.now_ms(),
         )
-        if not given:
+        if not await validator.write(partial(_write_verdict, validator.address, result, row, judgement)):
             return
+        note_statistics(judgement)
         self._tell(probe, "judged")
         verdict = Verdict(result.verdict)
         VERDICTS.labels("probe", verdict.name).inc()
@@ -250,12 +276,49 @@ class Prober:
                 reason=judgement.reason,
             )
 
-    def _pick_key(self, draws: Draws, probe: ProbeRow) -> str:
-        return self._keys.pick(draws.below(Slot(probe.node, probe.slot), "key", len(self._keys)))
+    async def _pick_key(self, draws: Draws, probe: ProbeRow) -> str:
+        """The key that the plan draws among those that are not retired."""
+        validator = self._validator
+        uses = await validator.read(lambda con: count_key_uses(con, validator.address))
+        drawn = draws.below(Slot(probe.node, probe.slot), "key", KEY_DRAWS)
+        return self._keys.pick(drawn, uses, validator.now_ms())
+
+    async def _find_key(self, draws: Draws, probe: ProbeRow) -> str:
+        """The key that asked; another one when it is gone from the file: the hub may refuse it."""
+        address = self._validator.address
+        hashed = await self._validator.read(
+            lambda con: find_key_hash(con, address, probe.round, probe.node, probe.slot)
+        )
+        return self._keys.find(hashed) or await self._pick_key(draws, probe)
 
     def _tell(self, probe: ProbeRow, state: str) -> None:
         address = self._validator.address
         self._validator.bus.publish(PROBE, ProbeMoved(address, probe.round, probe.node, probe.slot, state))
+
+
+def _make_request(draws: Draws, slot: Slot, leaf: bytes, model: JudgedModel, greedy: bool) -> ProbeRequest:
+    count = token_count_of(model)
+    return build_probe(draws, slot, decode_leaf(leaf), model.manifest, count, greedy=greedy)
+
+
+def _take(
+    instance: Address, probe: ProbeRow, model: str, body: bytes, key: str, now_ms: int, con: Connection
+) -> bool:
+    """Mark a probe as sent, with the key that asks it. Returns: False when it was taken before."""
+    if not mark_sent(con, instance, probe, model, body):
+        return False
+    note_key_use(con, instance, probe.round, probe.node, probe.slot, key_hash(key), now_ms)
+    return True
+
+
+def _write_verdict(
+    instance: Address, result: ProbeResult, row: VerdictRow, judgement: Judgement, con: Connection
+) -> bool:
+    """Give a probe its verdict, with the numbers, once. Returns: False when it has one or was lost."""
+    if not mark_judged(con, instance, row.round, result, judgement.reason):
+        return False
+    record_judgement(con, instance, row, judgement.numbers)
+    return True
 
 
 def read_exchange(probe: ProbeRow, model: JudgedModel) -> Exchange:
@@ -264,6 +327,7 @@ def read_exchange(probe: ProbeRow, model: JudgedModel) -> Exchange:
         node=probe.node,
         call_id=probe.call_id,
         model_hash=model.model_hash,
+        request_path=path_of(probe.request_body),
         request_body=probe.request_body,
         status=probe.status,
         response_body=probe.response_body,

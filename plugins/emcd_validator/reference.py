@@ -1,78 +1,79 @@
-"""The validator's own runs of a model: the one verdicts are measured against, and another one.
+"""The validator's own runs of its models: opened when first needed, one at a time, closed when idle.
 
-The other run differs in threads and batching, and is opened only when an answer would not pass:
-how far both lie apart says how fragile the input is.
+Owns the limiter and the clock of idleness. A reference model takes as much memory as the node's, so
+that several are held at once only where they are used at once; verdicts are in no hurry, and never take
+more than one thread's work from the rest of the daemon.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Generic, TypeVar
 
 import trio
 
-from emcd.errors import RecoverableError
-from emcd.inference.batch_queue import BatchLimits
-from emcd.inference.embedder import REFERENCE, Embedder, EmbedderSettings, EmbedRefusal, EmbedResult
-from emcd.inference.minilm import ModelFiles, ensure_minilm
-from emcd_validator.judge import ReferenceRun, Vectors
 from emcd_validator.model import JudgedModel
+from emcd_validator.reference_embedding import EmbeddingReference
+from emcd_validator.reference_text import TextReference
+
+T = TypeVar("T")
+R = TypeVar("R", EmbeddingReference, TextReference)
+
+IDLE_S = 120.0
 
 
 @dataclass(frozen=True)
 class ReferenceSettings:
-    """Where model files are, and how many threads the reference run uses."""
+    """How many threads the reference run uses, and after how long an idle model is closed."""
 
-    models_dir: Path
     threads: int = 1
+    idle_s: float = IDLE_S
 
 
-class Reference:
-    """The reference runs of one model; `run` must be running in a nursery."""
+class Runner(Generic[R]):
+    """The reference of one model; every use is in a thread, behind the limiter that all share."""
 
-    def __init__(self, model: JudgedModel, settings: ReferenceSettings) -> None:
-        self._model = model
-        self._settings = settings
-        self._files: ModelFiles | None = None
-        self._embedder: Embedder | None = None
+    def __init__(self, open_reference: Callable[[], R], limiter: trio.CapacityLimiter) -> None:
+        self._open: Callable[[], R] = open_reference
+        self._limiter = limiter
+        self._reference: R | None = None
+        self._used_at = 0.0
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Open the model, then serve until cancelled. Raises: ConfigError EMC-16xx."""
-        self._files = await trio.to_thread.run_sync(ensure_minilm, self._settings.models_dir)
-        settings = EmbedderSettings(
-            self._settings.threads, REFERENCE.parallel_runs, REFERENCE.batch, REFERENCE.queue
-        )
-        self._embedder = Embedder(self._files, self._model.manifest, settings)
-        await self._embedder.run(task_status=task_status)
+    async def run(self, work: Callable[[R], T]) -> T:
+        """Do something with the open reference.
 
-    async def compute(self, texts: Sequence[str]) -> ReferenceRun:
-        """The reference vectors and token count. Raises: RecoverableError EMC-1605, EMC-1811."""
-        if self._embedder is None:
-            raise RecoverableError("EMC-1811", f"{self._model.name} is not open")
-        result = _require_result(await self._embedder.embed(texts))
-        return ReferenceRun(_as_tuples(result), sum(result.token_counts), self._model.numeric_class)
+        Raises: ConfigError EMC-16xx when it can't be opened; what `work` raises.
+        Cancellation: waits for the thread, so that no two runs ever share the limiter's place.
+        """
+        done = await trio.to_thread.run_sync(lambda: work(self._require()), limiter=self._limiter)
+        self._used_at = trio.current_time()
+        return done
 
-    async def compute_again(self, texts: Sequence[str]) -> Vectors:
-        """The same texts with another thread count, in one batch. Raises: as `compute`."""
-        if self._files is None:
-            raise RecoverableError("EMC-1811", f"{self._model.name} is not open")
-        other = EmbedderSettings(
-            threads=self._settings.threads + 1, batch=BatchLimits(padding_tokens=512, tokens=1 << 16)
-        )
-        embedder = Embedder(self._files, self._model.manifest, other)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(embedder.run)
-            result = _require_result(await embedder.embed(texts))
-            nursery.cancel_scope.cancel()
-        return _as_tuples(result)
+    async def close_idle(self, idle_s: float) -> None:
+        """Give the memory back when it has not been used for so long."""
+        if self._reference is not None and trio.current_time() - self._used_at > idle_s:
+            await trio.to_thread.run_sync(self._close, limiter=self._limiter)
+
+    def _require(self) -> R:
+        if self._reference is None:
+            self._reference = self._open()
+        return self._reference
+
+    def _close(self) -> None:
+        self._reference = None
 
 
-def _require_result(outcome: EmbedResult | EmbedRefusal) -> EmbedResult:
-    if isinstance(outcome, EmbedRefusal):
-        raise RecoverableError("EMC-1811", outcome.value)
-    return outcome
+AnyRunner = Runner[EmbeddingReference] | Runner[TextReference]
 
 
-def _as_tuples(result: EmbedResult) -> Vectors:
-    return tuple(tuple(row) for row in result.vectors.tolist())
+def make_runners(models: Mapping[str, JudgedModel], settings: ReferenceSettings) -> dict[str, AnyRunner]:
+    """One runner a model, sharing one limiter."""
+    limiter = trio.CapacityLimiter(1)
+    return {name: _make_runner(model, settings, limiter) for name, model in models.items()}
+
+
+def _make_runner(model: JudgedModel, settings: ReferenceSettings, limiter: trio.CapacityLimiter) -> AnyRunner:
+    if model.is_text:
+        return Runner(lambda: TextReference(model, settings.threads), limiter)
+    return Runner(lambda: EmbeddingReference(model, settings.threads), limiter)

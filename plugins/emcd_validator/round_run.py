@@ -1,6 +1,8 @@
-"""The life of a round in this validator: plan, probes, reveal, exchange. Started anew after a crash."""
+"""The life of a round in this validator: plan, probes, results, reveal, exchange. Started anew after a crash."""
 
 from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -13,9 +15,12 @@ from emcd_validator.queries.bundles import prune_bundles
 from emcd_validator.queries.items import prune_items
 from emcd_validator.queries.offences import prune_offences
 from emcd_validator.queries.rounds import prune_rounds
-from emcd_validator.revealer import reveal_round
+from emcd_validator.queries.verdicts import prune_verdicts
+from emcd_validator.revealer import reveal_round, sign_results
+from emcd_validator.task_giver import TaskGiver
 from emcd_validator.validator import Validator
 from emcd_validator.voter import Voter
+from emcd_validator.watch import prune_watch
 
 KEPT_ROUNDS = 24
 KEPT_EPOCHS = 4
@@ -26,13 +31,20 @@ class RoundRunner:
     """Starts every round at its time, and at start those that are still going on."""
 
     def __init__(
-        self, validator: Validator, views: ChainViews, committer: Committer, prober: Prober, voter: Voter
+        self,
+        validator: Validator,
+        views: ChainViews,
+        committer: Committer,
+        prober: Prober,
+        voter: Voter,
+        giver: TaskGiver,
     ) -> None:
         self._validator = validator
         self._views = views
         self._committer = committer
         self._prober = prober
         self._voter = voter
+        self._giver = giver
 
     async def run(self) -> None:
         """Work rounds, each in a task of its own (three at a time), until cancelled."""
@@ -60,17 +72,22 @@ class RoundRunner:
             if validator.now_ms() < params.round_end_ms(round_index) and await self._committer.plan(view):
                 await self._prober.run_round(round_index)
         await validator.sleep_until(params.round_end_ms(round_index))
-        await self._reveal(round_index)
-        await self._voter.run_grace(view)
+        await self._sign(sign_results, round_index)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._giver.run, view)
+            await self._voter.gather_results(view)
+            await validator.sleep_until(validator.reveal_at_ms(round_index))
+            await self._sign(reveal_round, round_index)
+            await self._voter.run_grace(view)
         await validator.sleep_until(params.grace_end_ms(round_index))
         await self._voter.gather_seals(view)
 
-    async def _reveal(self, round_index: int) -> None:
+    async def _sign(self, say: Callable[[Validator, int], Awaitable[object]], round_index: int) -> None:
         validator = self._validator
         try:
-            await reveal_round(validator, round_index)
+            await say(validator, round_index)
         except LocalProtocolError as exc:
-            validator.log.error("no reveal", code=exc.code, round=round_index, detail=exc.detail)
+            validator.log.error("not said", code=exc.code, round=round_index, detail=exc.detail)
 
 
 async def prune(validator: Validator) -> None:
@@ -78,7 +95,9 @@ async def prune(validator: Validator) -> None:
     before = validator.current_round() - KEPT_ROUNDS
 
     await validator.write(lambda con: prune_rounds(con, validator.address, before))
+    await validator.write(lambda con: prune_verdicts(con, validator.address, before))
     await validator.write(lambda con: prune_items(con, validator.address, before))
+    await validator.write(lambda con: prune_watch(con, validator, before))
     await validator.write(lambda con: prune_bundles(con, validator.address, before))
     first, current = judged_rounds(validator.params, validator.current_round())
     epoch = validator.params.epoch_of(current) - KEPT_EPOCHS

@@ -10,6 +10,9 @@ bundle carries it; an own one without a signature is a draft that was recorded a
 from __future__ import annotations
 
 from emcd.ledger import Migration
+from emcd_validator.judge_schema import VERDICTS
+from emcd_validator.key_schema import KEY_USES
+from emcd_validator.watch_schema import WATCH
 
 _ROUNDS = """
 CREATE TABLE validator_rounds (
@@ -193,4 +196,7 @@ MIGRATIONS = (
     Migration(4, "offences and orders to slash", _OFFENCES),
     Migration(5, "settled calls in pieces", _SETTLED_IDS),
     Migration(6, "a validator's keys", _KEYS),
+    Migration(7, "verdicts and drifts", VERDICTS),
+    Migration(8, "results, tasks and challenges", WATCH),
+    Migration(9, "uses of API keys", KEY_USES),
 )

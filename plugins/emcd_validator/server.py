@@ -1,13 +1,13 @@
 """What a validator serves: its signed statements, evidence of its strikes, the state of its audits.
 
 Owns the routes and nothing else: every page is read from the ledger. Invariants: nothing of a
-round's plan is served before the round is over; a page is bounded; what is posted here is checked
+round's plan is served before its results were to be told; a page is bounded; what is posted here is checked
 before it is kept, and its store is bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.routing import Route
 from emcd.accounting.receipt import check_receipt
 from emcd.errors import RemoteProtocolError
 from emcd.net.ratelimit import FailureLimiter
-from emcd.proto.messages import BundleSeal
+from emcd.proto.messages import BundleSeal, Verdict
 from emcd.proto.records import format_call_id, parse_call_id
 from emcd.services import Health
 from emcd_validator.attester import Attester
@@ -29,11 +29,12 @@ from emcd_validator.bundle_check import Refusal
 from emcd_validator.entry import (
     collect,
     read_commitment_item,
+    read_results_item,
     read_reveal_item,
     read_round_root_item,
     read_vote_item,
 )
-from emcd_validator.evidence_page import make_evidence
+from emcd_validator.evidence_page import fetch_evidence_page
 from emcd_validator.offence_page import OffencePages
 from emcd_validator.page import FAILURES, fault, find_source, read_body, read_index, reply
 from emcd_validator.queries.bundles import list_bundles
@@ -44,15 +45,16 @@ from emcd_validator.queries.items import (
     file_omission,
     list_filed,
     list_items,
+    list_results,
 )
-from emcd_validator.queries.rounds import find_probe_of_call
+from emcd_validator.queries.rounds import ProbeRow, find_probe_of_call
 from emcd_validator.signatory import find_own
 from emcd_validator.statement import (
     MAX_VOTES,
     read_filing,
     write_commitment,
-    write_evidence,
     write_omissions,
+    write_results,
     write_reveal,
     write_round_root,
     write_seal,
@@ -76,17 +78,21 @@ class Pages:
         attester: Attester,
         offences: OffencePages,
         health: Callable[[], Health],
+        more: Sequence[Route] = (),
     ) -> None:
+        """`more`: pages that other parts own."""
         self._validator = validator
         self._attester = attester
         self._offences = offences
         self._health = health
+        self._more = more
         self._limiter = FailureLimiter(FAILURES)
 
     def build_app(self) -> Starlette:
         """The ASGI application."""
         pages: dict[str, _Page] = {
             "commitments": self._commitment,
+            "results": self._results,
             "reveals": self._reveal,
             "votes": self._votes,
             "rounds": self._round,
@@ -100,7 +106,7 @@ class Pages:
             Route("/omissions", self._file_omission, methods=["POST"]),
             Route("/healthz", self._healthz),
         ]
-        return Starlette(routes=[*routes, *self._offences.routes()])
+        return Starlette(routes=[*routes, *self._offences.routes(), *self._more])
 
     async def _serve(self, page: _Page, request: Request) -> Response:
         index = read_index(request)
@@ -112,12 +118,20 @@ class Pages:
         return item and write_commitment(read_commitment_item(item))
 
     async def _reveal(self, index: int) -> Any:
-        item = await self._find_own(Kind.REVEAL, index) if self._is_over(index) else None
+        item = await self._find_own(Kind.REVEAL, index) if self._is_open(index) else None
         return item and write_reveal(read_reveal_item(item))
+
+    async def _results(self, index: int) -> Any:
+        """Every results held, own ones and peers', second ones of a peer too: so that two of one show."""
+        validator = self._validator
+        if not self._is_over(index):
+            return None
+        held = await validator.read(lambda con: list_results(con, validator.address, index))
+        return write_results(map(read_results_item, held)) if held else None
 
     async def _votes(self, index: int) -> Any:
         validator = self._validator
-        if not self._is_over(index):
+        if not self._is_open(index):
             return None
         items = await validator.read(lambda con: list_items(con, validator.address, index, Kind.VOTE))
         own = [item for item in items if item.author in validator.keys]
@@ -126,7 +140,7 @@ class Pages:
     async def _round(self, index: int) -> Any:
         """Everything held of a round, whoever signed it: so that nobody can serve some and not others."""
         validator = self._validator
-        if not self._is_over(index):
+        if not self._is_open(index):
             return None
         held = collect(await validator.read(lambda con: list_items(con, validator.address, index)))
         return {
@@ -189,11 +203,9 @@ class Pages:
         except RemoteProtocolError as exc:
             return fault(exc)
         probe = await validator.read(lambda con: find_probe_of_call(con, validator.address, call_id))
-        evidence = make_evidence(probe) if probe is not None and self._is_over(probe.round) else None
-        if probe is None or evidence is None:
-            return reply(404, {"reason": "no evidence of this call"})
-        place = {"round": probe.round, "node": probe.node, "slot": probe.slot}
-        return reply(200, {**place, **write_evidence(evidence)})
+        may_show = probe is not None and self._may_show(probe)
+        page = await fetch_evidence_page(validator, probe) if probe is not None and may_show else None
+        return reply(404, {"reason": "no evidence of this call"}) if page is None else reply(200, page)
 
     async def _file_omission(self, request: Request) -> Response:
         """A node files a call that hub and node signed, and that it wants to see in a bundle."""
@@ -240,6 +252,18 @@ class Pages:
     async def _find_own(self, kind: Kind, index: int) -> Item | None:
         item = await find_own(self._validator, kind, index)
         return item if item is not None and item.signature is not None else None
+
+    def _may_show(self, probe: ProbeRow) -> bool:
+        """Strikes from the reveal on; what passed once nobody can tell a task from it any more."""
+        if probe.result is None:
+            return False
+        is_strike = Verdict(probe.result.verdict).is_strike
+        at_ms = self._validator.reveal_at_ms if is_strike else self._validator.tasks_end_ms
+        return self._validator.now_ms() >= at_ms(probe.round)
+
+    def _is_open(self, index: int) -> bool:
+        """Whether seeds may be known."""
+        return self._validator.now_ms() >= self._validator.reveal_at_ms(index)
 
     def _is_over(self, index: int) -> bool:
         return self._validator.now_ms() >= self._validator.params.round_end_ms(index)

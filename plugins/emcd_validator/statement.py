@@ -18,14 +18,15 @@ from emcd.errors import RemoteProtocolError
 from emcd.proto.address import hex_hash, parse_address, parse_hash
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.json_form import from_json, to_json
-from emcd.proto.messages import BundleSeal, PlanCommitment, Reveal, RoundRoot, Vote
+from emcd.proto.messages import BundleSeal, PlanCommitment, Results, Reveal, RoundRoot, TaskResult, Vote
 from emcd.proto.records import BATCH_RECORDS, batch_root, format_call_id
 from emcd.types import Address
+from emcd_validator.entry import ResultsEntry, TaskEntry
 
 MAX_VOTES = 4_096
 MAX_PROBES = 65_536
 MAX_ROOTS = 128
-"""Of a round: one of every member, and a second of those that signed two."""
+"""Of a round: one of every member, and a second of those that signed two; of results likewise."""
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -77,6 +78,31 @@ def read_commitment(page: object) -> CommitmentEntry:
     """Raises: RemoteProtocolError EMC-1499."""
     table = _object(page, "commitment")
     return CommitmentEntry(from_json(PlanCommitment, table.get("commitment")), _signature(table))
+
+
+def write_results(entries: Iterable[ResultsEntry]) -> dict[str, Any]:
+    return {
+        "results": [
+            {"results": to_json(entry.results), "signature": write_signature(entry.signature)}
+            for entry in entries
+        ]
+    }
+
+
+def read_results(page: object) -> tuple[ResultsEntry, ...]:
+    """Raises: RemoteProtocolError EMC-1499."""
+    items = [_object(item, "results") for item in _list(_object(page, "results"), "results", MAX_ROOTS)]
+    return tuple(ResultsEntry(from_json(Results, item.get("results")), _signature(item)) for item in items)
+
+
+def write_task_result(entry: TaskEntry) -> dict[str, Any]:
+    return {"result": to_json(entry.result), "signature": write_signature(entry.signature)}
+
+
+def read_task_result(page: object) -> TaskEntry:
+    """Raises: RemoteProtocolError EMC-1499."""
+    table = _object(page, "result")
+    return TaskEntry(from_json(TaskResult, table.get("result")), _signature(table))
 
 
 def write_reveal(entry: RevealEntry) -> dict[str, Any]:
@@ -185,7 +211,7 @@ def read_evidence(page: object) -> Evidence:
 
 def read_receipt(data: bytes) -> CallReceipt:
     """A receipt as the hub serves it. Raises: RemoteProtocolError EMC-1499."""
-    return from_json(CallReceipt, _decode(data))
+    return _read_call(_decode(data))
 
 
 @dataclass(frozen=True)
@@ -222,10 +248,15 @@ def _parse_filing(data: bytes) -> Filing:
     """The same without looking whether it holds together. Raises: RemoteProtocolError EMC-1499."""
     table = _decode(data)
     if "receipt" not in table or "record_hashes" not in table:
-        call = from_json(CallReceipt, table)
+        call = _read_call(table)
         return Filing(call, () if call.receipt is None else (bytes(call.receipt.struct_hash()),))
     hashes = _read_hashes(table)
-    return Filing(from_json(CallReceipt, table["receipt"]), hashes)
+    return Filing(_read_call(table["receipt"]), hashes)
+
+
+def _read_call(table: object) -> CallReceipt:
+    """A receipt without the hub's notes to it, which nobody signed."""
+    return from_json(CallReceipt, {k: v for k, v in _object(table, "receipt").items() if k != "notes"})
 
 
 def write_omissions(filings: Iterable[bytes]) -> list[dict[str, Any]]:

@@ -118,8 +118,28 @@ class Validator:
         return self.params.round_at(self.now_ms())
 
     def judging_end_ms(self, round_index: int) -> int:
-        """Until when own probes are judged: 5 % of a round after its end, before the reveal."""
-        return self.params.round_end_ms(round_index) + self.params.round_s * 50
+        """Until when own probes are judged: 5 % of a round after its end, of a short one up to 12 %.
+
+        What was asked at the last moment has to be answered, receipted and run again by then.
+        """
+        share_ms = max(self.params.round_s * 50, min(2000, self.params.round_s * 120))
+        return self.params.round_end_ms(round_index) + share_ms
+
+    def reveal_at_ms(self, round_index: int) -> int:
+        """From when seeds are served, and evidence: 10 % of a round after its end, of a short one up to 20 %.
+
+        Results come first, and every peer has to see them by then.
+        """
+        share_ms = max(self.params.round_s * 100, min(3500, self.params.round_s * 200))
+        return self.params.round_end_ms(round_index) + share_ms
+
+    def evidence_due_ms(self, round_index: int) -> int:
+        """From when a prober that shows no evidence is said to: 65 % of a round after its end."""
+        return self.params.round_end_ms(round_index) + self.params.round_s * 650
+
+    def tasks_end_ms(self, round_index: int) -> int:
+        """Until when peers answer tasks: 40 % of a round after its end. Then PASSes may be judged anew."""
+        return self.params.round_end_ms(round_index) + self.params.round_s * 400
 
     def vote_deadline_ms(self, round_index: int) -> int:
         """Until when votes on a round are given, and what is held is expected in the bundle."""

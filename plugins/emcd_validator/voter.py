@@ -1,51 +1,49 @@
-"""What validators tell each other of a round: commitments, reveals, evidence, votes.
+"""What validators tell each other of a round: commitments, results, reveals, votes.
 
-Owns fetching them from the peers' endpoints, checking them, and voting on their strikes.
+Owns fetching them from the peers' endpoints, checking and holding them. Results are asked for before
+anybody serves a seed, reveals after that, and then what is to be judged anew goes to `Rechecker`.
 Invariants: one task, one deadline and one byte limit a peer, so that who stalls or lies holds up
-nobody else; a statement is held only after its check; a vote is given on evidence that this
-validator recomputed, never on a peer's word.
+nobody else; a statement is held only after its check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 import trio
 
+from emcd.accounting.recheck import is_recheck
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RecoverableError, RemoteProtocolError
-from emcd.proto.bundle import ProbeResult, RevealEntry, VoteEntry
+from emcd.proto.bundle import RevealEntry
 from emcd.proto.eip712 import TypedStruct, digest
-from emcd.proto.messages import Verdict, Vote
-from emcd.types import Address
-from emcd_validator.entry import Held, collect, commitment_item, reveal_item, vote_item
-from emcd_validator.events import VERDICT, VerdictGiven
-from emcd_validator.metrics import PEER_FAULTS, VERDICTS
+from emcd.proto.messages import Verdict
+from emcd.types import ZERO_HASH, Address
+from emcd_validator.duty import is_mistrusted, list_accused, list_duties, list_votable
+from emcd_validator.entry import Held, collect, commitment_item, results_item, reveal_item, vote_item
+from emcd_validator.metrics import PEER_FAULTS
 from emcd_validator.peer_check import (
-    CheckedStrike,
     check_commitment,
-    check_evidence,
+    check_results,
     check_reveal,
     check_seal,
     check_votes,
-    list_strikes,
 )
 from emcd_validator.peer_client import PeerClient
 from emcd_validator.queries.items import Held as HeldOutcome
 from emcd_validator.queries.items import Item, Kind, hold_item, list_items
 from emcd_validator.queries.rounds import list_probes
+from emcd_validator.rechecker import Judges, OwnJudge, Rechecker
 from emcd_validator.seal import keep_seal
-from emcd_validator.signatory import issue
 from emcd_validator.statement import (
     read_commitment,
-    read_evidence,
     read_receipt,
+    read_results,
     read_reveal,
     read_seals,
     read_votes,
 )
 from emcd_validator.validator import Validator
-from emcd_validator.verdict_run import ReferenceRuns, judge_exchange
 from emcd_validator.view import RoundView
 
 _Step = Callable[[RoundView, RoundTerms, Address, str], Awaitable[bool]]
@@ -54,19 +52,22 @@ _Step = Callable[[RoundView, RoundTerms, Address, str], Awaitable[bool]]
 class Voter:
     """The exchange of one validator with its peers."""
 
-    def __init__(
-        self, validator: Validator, peers: PeerClient, references: Mapping[str, ReferenceRuns]
-    ) -> None:
+    def __init__(self, validator: Validator, peers: PeerClient, judge: Judges) -> None:
         self._validator = validator
         self._peers = peers
-        self._references = references
+        self.own_judge = OwnJudge()
+        self._rechecker = Rechecker(validator, peers, judge, self.own_judge)
 
     async def gather_commitments(self, view: RoundView) -> None:
         """During a round: fetch the peers' commitments until all are held or the round is over."""
         await self._ask_peers(view, self._fetch_commitment, self._validator.params.round_end_ms(view.round))
 
+    async def gather_results(self, view: RoundView) -> None:
+        """After a round, before any seed is served: fetch the peers' results."""
+        await self._ask_peers(view, self._fetch_own_results, self._validator.reveal_at_ms(view.round))
+
     async def run_grace(self, view: RoundView) -> None:
-        """From the end of a round until votes are due: fetch reveals, judge strikes, fetch votes."""
+        """From the end of a round until votes are due: fetch reveals, judge what is due, fetch votes."""
         await self._ask_peers(view, self._exchange, self._validator.vote_deadline_ms(view.round))
 
     async def gather_seals(self, view: RoundView) -> None:
@@ -83,8 +84,10 @@ class Voter:
         items = await validator.read(lambda con: list_items(con, validator.address, round_index))
         due_ms = {
             Kind.COMMITMENT: validator.commitment_deadline_ms(round_index),
+            Kind.RESULTS: validator.reveal_at_ms(round_index),
             Kind.REVEAL: validator.vote_deadline_ms(round_index),
             Kind.VOTE: validator.vote_deadline_ms(round_index),
+            Kind.TASK_RESULT: 0,
             Kind.ROUND_ROOT: 0,
         }
         return collect(
@@ -100,12 +103,12 @@ class Voter:
         return collect(item for item in items if item.author in validator.keys)
 
     async def list_struck(self, round_index: int) -> dict[bytes, bytes]:
-        """Receipt hash by call id of the strikes this validator knows the evidence of: own and voted on."""
+        """Receipt hash by call id of what this validator knows the evidence of: own strikes, all voted on."""
         validator = self._validator
         struck = {
             call_id: entry.vote.receipt_hash
             for (call_id, author), entry in (await self.list_held(round_index)).votes.items()
-            if author in validator.keys
+            if author in validator.keys and entry.vote.receipt_hash != ZERO_HASH
         }
         for probe in await validator.read(lambda con: list_probes(con, validator.address, round_index)):
             if probe.result is not None and Verdict(probe.result.verdict).is_strike:
@@ -163,15 +166,52 @@ class Voter:
             await keep_seal(self._validator, view.round, seal.bundle_hash, signature)
         return bool(seals)
 
+    async def _fetch_own_results(
+        self, view: RoundView, terms: RoundTerms, peer: Address, endpoint: str
+    ) -> bool:
+        """Take the results that a peer serves, its own and those it holds. Returns: whether its own came."""
+        page = await self._peers.find_page(endpoint, "results", view.round)
+        if page is None:
+            return False
+        own = False
+        for entry in read_results(page):
+            if entry.results.validator in self._validator.keys:
+                continue  # what an own key signed stands in the own ledger, or nowhere
+            check_results(terms, entry)
+            await self._hold(results_item(entry, self._validator.now_ms()), entry.results)
+            own = own or entry.results.validator == peer
+        return own
+
     async def _exchange(self, view: RoundView, terms: RoundTerms, peer: Address, endpoint: str) -> bool:
+        await self._guard(peer, view.round, self._fetch_own_results(view, terms, peer, endpoint))
         reveal = await self._ensure_reveal(view, terms, peer, endpoint)
-        held = await self.list_held(view.round)
-        me = self._validator.speaker(view.members)
-        for probe in list_strikes(reveal) if reveal is not None else ():
-            if reveal is not None and (probe.call_id, me) not in held.votes:
-                await self._guard(peer, view.round, self._judge_strike(view, terms, reveal, probe, endpoint))
+        if reveal is not None:
+            await self._judge_due(view, terms, reveal, endpoint)
         await self._fetch_votes(view, terms, peer, endpoint)
         return False
+
+    async def _judge_due(
+        self, view: RoundView, terms: RoundTerms, reveal: RevealEntry, endpoint: str
+    ) -> None:
+        """Vote on the peer's probes that are to be judged anew, those without a vote yet."""
+        held = await self.list_held(view.round)
+        me, peer = self._validator.speaker(view.members), reveal.reveal.validator
+        mistrusted = is_mistrusted(held, reveal, self._validator.reveal_at_ms(view.round))
+        own = held.reveals.get(me)
+
+        def is_drawn(call_id: bytes) -> bool:
+            return own is not None and is_recheck(
+                own.reveal.seed, call_id, me, peer, terms.powers, terms.params
+            )
+
+        duties = list_duties(reveal, accused=list_accused(held), is_drawn=is_drawn, all_passes=mistrusted)
+        may_ask_all = self._validator.now_ms() >= self._validator.tasks_end_ms(view.round)
+        for probe in duties:
+            if not may_ask_all and not Verdict(probe.verdict).is_strike:
+                continue  # evidence of what passed is not shown yet
+            if (probe.call_id, me) not in held.votes:
+                vote = self._rechecker.vote(view, terms, reveal, probe, endpoint)
+                await self._guard(peer, view.round, vote)
 
     async def _ensure_reveal(
         self, view: RoundView, terms: RoundTerms, peer: Address, endpoint: str
@@ -190,68 +230,15 @@ class Voter:
         return reveal
 
     async def _fetch_votes(self, view: RoundView, terms: RoundTerms, peer: Address, endpoint: str) -> None:
-        struck = await self.list_struck(view.round)
-        if not struck:
+        votable = list_votable(await self.list_held(view.round))
+        if not votable:
             return
+        struck = await self.list_struck(view.round)
         page = await self._peers.find_page(endpoint, "votes", view.round)
         if page is None:
             return
-        for entry in check_votes(terms, peer, read_votes(page), struck):
+        for entry in check_votes(terms, peer, read_votes(page), votable, struck):
             await self._hold(vote_item(entry, self._validator.now_ms()), entry.vote)
-
-    async def _judge_strike(
-        self, view: RoundView, terms: RoundTerms, reveal: RevealEntry, probe: ProbeResult, endpoint: str
-    ) -> bool:
-        """Vote on a peer's strike. Returns: whether a vote was given."""
-        validator = self._validator
-        page = await self._peers.find_page(endpoint, "evidence", probe.call_id)
-        if page is None:
-            return False
-        strike = check_evidence(terms, view.beacon_hash, reveal, probe, read_evidence(page), validator.models)
-        vote = await self._judge(view, probe, strike)
-        if validator.now_ms() >= validator.vote_deadline_ms(view.round):
-            return False
-        await issue(validator, vote_item(VoteEntry(vote, b""), validator.now_ms()))
-        VERDICTS.labels("vote", Verdict(vote.verdict).name).inc()
-        validator.bus.publish(
-            VERDICT,
-            VerdictGiven(
-                validator.address,
-                vote.round,
-                probe.node,
-                vote.call_id,
-                Verdict(vote.verdict).name,
-                vote.statistic_e12,
-                True,
-            ),
-        )
-        return True
-
-    async def _judge(self, view: RoundView, probe: ProbeResult, strike: CheckedStrike) -> Vote:
-        validator = self._validator
-        judgement = await judge_exchange(
-            validator.domain,
-            validator.hub,
-            strike.exchange,
-            strike.leaf.texts,
-            strike.model,
-            self._references[strike.model.name],
-        )
-        if not judgement.verdict.is_strike:
-            validator.log.warning(
-                "a peer's strike is none",
-                node=probe.node,
-                verdict=judgement.verdict.name,
-                reason=judgement.reason,
-            )
-        return Vote(
-            validator.speaker(view.members),
-            view.round,
-            probe.call_id,
-            strike.exchange.receipt.delivery.receipt_hash,
-            int(judgement.verdict),
-            judgement.statistic_e12,
-        )
 
     async def _hold(self, item: Item, struct: TypedStruct) -> None:
         validator = self._validator

@@ -44,6 +44,7 @@ from emcd_node.schema import MIGRATIONS as NODE_MIGRATIONS
 from emcd_validator.attester import Attester
 from emcd_validator.bundle_store import BundleStore
 from emcd_validator.chain_view import ChainViews
+from emcd_validator.false_verdict import FalseVerdictJudge
 from emcd_validator.hub_client import HubClient
 from emcd_validator.offence_chain import OffenceChain
 from emcd_validator.offence_desk import OffenceDesk
@@ -64,6 +65,7 @@ from tests.support.hub_world import (
     running_world,
 )
 from tests.support.inference_engine import answer, scripted_engine
+from tests.support.validator_world import make_fake_judge
 
 EMBEDDINGS = "/v1/embeddings"
 KEY_FILE = KeyFile(Path("node.json"))
@@ -186,13 +188,13 @@ async def add_validator(
         started_at_ms=0, log=get_logger(name=name),
     )  # fmt: skip
     views = ChainViews(any_chain, parameters)
-    voter = Voter(validator, PeerClient(allow_loopback=True, timeout_s=1), {})
+    judge = make_fake_judge(deployment)
+    voter = Voter(validator, PeerClient(allow_loopback=True, timeout_s=1), judge)
     store = BundleStore(folder / f"{name}-audits")
     await store.prepare()
     attester = Attester(validator, HubClient(hub_url, timeout_s=2), store, views, voter)
-    pages = Pages(
-        validator, attester, OffencePages(validator, OffenceDesk(validator, offence_chain)), lambda: READY
-    )
+    desk = OffenceDesk(validator, offence_chain, FalseVerdictJudge(judge))
+    pages = Pages(validator, attester, OffencePages(validator, desk), lambda: READY)
     port = await nursery.start(partial(serve_http, pages.build_app(), host="127.0.0.1", port=0))
     nursery.start_soon(attester.run)
     url = f"http://127.0.0.1:{port}"

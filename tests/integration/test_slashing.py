@@ -47,6 +47,7 @@ from emcd.testing import make_key
 from emcd.types import Address, ParticipantRole
 from emcd_settler.slash_view import fetch_board, find_quorum
 from emcd_validator.base import GENESIS
+from emcd_validator.false_verdict import FalseVerdictJudge
 from emcd_validator.offence_chain import OffenceChain
 from emcd_validator.offence_desk import OffenceDesk
 from emcd_validator.offence_exchange import OffenceExchange
@@ -69,6 +70,7 @@ from tests.support.settler_world import (
     prepare,
     settler_world,
 )
+from tests.support.validator_world import make_fake_judge
 
 HUB, NODE = make_key("hub"), make_key("node")
 HUB_WEI, NODE_WEI = 10_000 * ETHER, 3_000 * ETHER
@@ -104,7 +106,7 @@ class Court:
             started_at_ms=0,
             log=get_logger(name=name),
         )
-        desk = OffenceDesk(validator, chain)
+        desk = OffenceDesk(validator, chain, FalseVerdictJudge(make_fake_judge(world.deployment)))
         exchange = OffenceExchange(validator, PeerClient(allow_loopback=True, timeout_s=1), chain, desk)
         runner = OffenceRunner(validator, desk, exchange, SlashDesk(validator, chain))
         attester = cast("Any", SimpleNamespace(decisions={}))

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import trio
@@ -77,7 +77,9 @@ from emcd_validator.config import ValidatorConfig
 from emcd_validator.corpus_store import CorpusStore
 from emcd_validator.entry import collect
 from emcd_validator.hub_client import HubAnswer, HubClient, NodeOffer, SealedBundle
-from emcd_validator.judge import ReferenceRun, Vectors
+from emcd_validator.judge import EMBEDDINGS
+from emcd_validator.judge_desk import Judge
+from emcd_validator.judge_embedding import ReferenceRun, Vectors
 from emcd_validator.model import list_judged
 from emcd_validator.offence_chain import OffenceChain
 from emcd_validator.offence_desk import OffenceDesk
@@ -97,6 +99,7 @@ from emcd_validator.statement import (
 )
 from emcd_validator.validator import Validator
 from emcd_validator.voter import Voter
+from emcd_validator.watch import Watch
 from tests.support.round_world import SealedBundle as ClosedBundle
 from tests.support.round_world import close_to_bytes
 
@@ -108,6 +111,7 @@ NODE_WEI = 5_000 * WEI_PER_TOKEN
 DIMENSION = MINILM_MANIFEST.dimension
 BLOCK_MS = 250
 
+T = TypeVar("T")
 Embed = Callable[[Sequence[str]], Awaitable[tuple[Vectors, int]]]
 
 
@@ -142,13 +146,26 @@ class FakeReference:
         self.scatter = scatter
         self.runs = 0
 
-    async def compute(self, texts: Sequence[str]) -> ReferenceRun:
+    def compute(self, texts: Sequence[str]) -> ReferenceRun:
         self.runs += 1
         return ReferenceRun(tuple(map(fake_vector, texts)), count_tokens(texts), NumericClass.FP32)
 
-    async def compute_again(self, texts: Sequence[str]) -> Vectors:
+    def compute_again(self, texts: Sequence[str]) -> list[Vectors]:
         self.runs += 1
-        return tuple(fake_vector(text, self.scatter) for text in texts)
+        return [tuple(fake_vector(text, self.scatter) for text in texts)]
+
+    async def run(self, work: Callable[[FakeReference], T]) -> T:
+        await trio.lowlevel.checkpoint()
+        return work(self)
+
+    async def close_idle(self, idle_s: float) -> None:
+        """It takes no memory."""
+
+
+def make_fake_judge(deployment: Deployment, reference: FakeReference | None = None) -> Judge:
+    """The real judge over a model that everybody has."""
+    models = list_judged([MINILM_NAME])
+    return Judge(deployment.staking_domain, HUB.address, models, {MINILM_NAME: reference or FakeReference()})
 
 
 def count_tokens(texts: Sequence[str]) -> int:
@@ -394,6 +411,9 @@ class FakeHub:
     edit_evidence: Callable[[int, Evidence], Evidence] = lambda index, evidence: evidence
     other_evidence: Callable[[int, Evidence], Evidence] | None = None
     """What the bundle under /alt is made of: another story for whoever asks there."""
+    write: Callable[[str, bytes], bytes] | None = None
+    """What nodes answer to chats and completions: path and upstream body to the answer's bytes."""
+    model_hash: bytes = bytes(MODEL_HASH)
     receipts_missing: bool = False
     url: str = ""
     calls: dict[bytes, Call] = field(default_factory=dict)
@@ -473,21 +493,27 @@ class FakeHub:
             self.statuses[index, node.key.address] = entry
 
     async def _call(self, path: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        asked = read_request(ENDPOINTS[path], body)
+        asked = read_request(ENDPOINTS[path], body, evidence=True)
         node = next(node for node in self.nodes if node.key.address in asked.only)
         upstream = self.edit_request(asked.body)
         table = msgspec.json.decode(upstream)
-        texts = [table["input"]] if isinstance(table["input"], str) else table["input"]
+        asked_for = table.get("input", "")
+        texts = [asked_for] if isinstance(asked_for, str) else asked_for
         at_ms = self.now_ms()
         await trio.sleep(node.delay_s)
         if node.status != 200:
             return node.status, {}, b'{"error":{}}'
-        vectors, tokens = await node.embed(texts)
-        response = answer_body(vectors, tokens, base64=table.get("encoding_format") == "base64")
+        if path == EMBEDDINGS:
+            vectors, tokens = await node.embed(texts)
+            response = answer_body(vectors, tokens, base64=table.get("encoding_format") == "base64")
+        else:
+            assert self.write is not None
+            response, tokens = self.write(path, upstream), 10
         delivered = self.edit_answer(response)
         call = make_call(
-            self.deployment, node.key, upstream, response, at_ms, tokens=tokens, delivered=delivered
-        )
+            self.deployment, node.key, upstream, response, at_ms, path=path, tokens=tokens,
+            delivered=delivered, model=self.model_hash,
+        )  # fmt: skip
         call_id = call.records.forward.call_id
         self.calls[call_id] = call
         return 200, {"content-type": "application/json", "x-emc-call-id": format_call_id(call_id)}, delivered
@@ -617,9 +643,15 @@ def make_config(name: str, hub_url: str, folder: Path, models_dir: Path, **chang
 
 
 async def start_validator(
-    nursery: trio.Nursery, config: ValidatorConfig, name: str, ledger: Ledger, chain: FakeChain, folder: Path
+    nursery: trio.Nursery,
+    config: ValidatorConfig,
+    name: str,
+    ledger: Ledger,
+    chain: FakeChain,
+    folder: Path,
+    corrupt: Callable[[ValidatorRole], None] = lambda role: None,
 ) -> ValidatorRole:
-    """Set up and run a validator; its endpoint is published on the chain."""
+    """Set up and run a validator; its endpoint is published on the chain. `corrupt` changes it in between."""
     role = ValidatorRole(config)
     context = make_context(
         "validator",
@@ -632,6 +664,7 @@ async def start_validator(
         clock=chain.clock,
     )
     await role.setup(context)
+    corrupt(role)
     await nursery.start(lambda task_status: role.run(task_status=task_status))
     chain.endpoints[make_key(name).address] = f"http://127.0.0.1:{role.port}"
     return role
@@ -652,10 +685,8 @@ class DirectHub:
             for node in self.hub.nodes
         }
 
-    async def send_probe(self, body: bytes, api_key: str, timeout_s: float) -> HubAnswer:
-        status, fields, out = await self.hub._answer(
-            "POST", "/v1/embeddings", {"authorization": api_key}, body
-        )
+    async def send_probe(self, path: str, body: bytes, api_key: str, timeout_s: float) -> HubAnswer:
+        status, fields, out = await self.hub._answer("POST", path, {"authorization": api_key}, body)
         call_id = parse_call_id(fields["x-emc-call-id"]) if "x-emc-call-id" in fields else b""
         return HubAnswer(status, fields.get("content-type", ""), out, call_id)
 
@@ -705,6 +736,7 @@ class Parts:
     attester: Attester
     offences: OffenceParts
     reference: FakeReference
+    watch: Watch
 
 
 def make_parts(
@@ -717,16 +749,18 @@ def make_parts(
     reference: FakeReference | None = None,
     signer: SigningKey | None = None,
     parameters: ParametersInForce | None = None,
+    judge: Judge | None = None,
 ) -> Parts:
     reference = reference or FakeReference()
     parameters = parameters or FixedParameters(hub.deployment.params, hub.deployment.prices)
+    judge = judge or make_fake_judge(hub.deployment, reference)
     validator = Validator(
         signer=signer or make_key(name),
         parameters=parameters,
         fetch_members=OffenceChain(cast("Any", hub.chain)).fetch_members,
         hub=HUB.address,
         deployment=hub.deployment,
-        models=list_judged([MINILM_NAME]),
+        models=judge.models,
         ledger=ledger,
         clock=hub.chain.clock,
         bus=Bus(),
@@ -734,22 +768,23 @@ def make_parts(
         log=get_logger(name=name),
     )
     direct = cast("HubClient", DirectHub(hub))
-    references = {MINILM_NAME: reference}
     views = ChainViews(cast("Any", hub.chain), parameters)
-    voter = Voter(validator, cast("PeerClient", peers or SilentPeers()), references)
+    voter = Voter(validator, cast("PeerClient", peers or SilentPeers()), judge)
     offence_chain = OffenceChain(cast("Any", hub.chain))
-    desk = OffenceDesk(validator, offence_chain)
+    watch = Watch(validator, cast("PeerClient", peers or SilentPeers()), views, judge, voter.own_judge)
+    desk = OffenceDesk(validator, offence_chain, watch.false_verdicts)
     exchange = OffenceExchange(validator, cast("PeerClient", peers or SilentPeers()), offence_chain, desk)
     store = CorpusStore(folder / f"{name}-corpus.jsonl", 120, is_generated=True)
     return Parts(
         validator,
         Committer(validator, store),
-        Prober(validator, direct, ApiKeys((API_KEY,)), references, 5.0),
+        Prober(validator, direct, ApiKeys((API_KEY,)), judge, 5.0),
         voter,
         views,
         Attester(validator, direct, BundleStore(folder / f"{name}-audits"), views, voter),
         OffenceParts(desk, exchange, SlashDesk(validator, offence_chain)),
         reference,
+        watch,
     )
 
 

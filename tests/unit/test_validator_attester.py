@@ -329,7 +329,7 @@ async def live_through(parts: Parts, hub: FakeHub, index: int) -> None:
     set_clock(hub, params.round_start_ms(index) + params.round_s * 850)
     await parts.committer.plan(await parts.views.fetch_view(index))
     await parts.prober.run_round(index)
-    set_clock(hub, params.round_end_ms(index))
+    set_clock(hub, parts.validator.reveal_at_ms(index))
     await reveal_round(parts.validator, index)
     await take_statements(hub, parts.validator, index)
 

@@ -10,10 +10,11 @@ import pytest
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.receipt import CallReceipt
 from emcd.accounting.round_close import CallRecords
-from emcd.proto.bundle import CommitmentEntry, RevealEntry
+from emcd.proto.bundle import CommitmentEntry, RevealEntry, VoteEntry
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Verdict
 from emcd.proto.records import RecordProof
+from emcd.types import ZERO_HASH
 from emcd_validator.bundle_check import (
     Knowledge,
     KnownDeposit,
@@ -146,6 +147,62 @@ def test_bundle_that_drops_votes_on_a_strike_is_refused(keep: int) -> None:
     votes = WORLD.votes()
     without = WORLD.close(votes=[v for v in votes if v.vote.validator == ME][:keep])
     assert refusal_of(without).startswith("EMC-1822: the vote of")
+
+
+PASSED = next(
+    probe
+    for author, probes in WORLD.probes.items()
+    for probe in probes
+    if author != ME and probe.verdict == Verdict.PASS
+)
+
+
+def pass_vote(verdict: Verdict = Verdict.PASS, receipt_hash: bytes | None = None) -> VoteEntry:
+    """A peer's vote on a call that its prober called a PASS."""
+    name = next(
+        name
+        for name in WORLD.validator_names
+        if address_of(name) != ME and PASSED not in WORLD.probes[address_of(name)]
+    )
+    entry = WORLD.make_vote(name, CALLS[PASSED.call_id], verdict)
+    if receipt_hash is None:
+        return entry
+    vote = edited(entry.vote, receipt_hash=receipt_hash)
+    return VoteEntry(vote, WORLD.sign(name, vote))
+
+
+def with_vote(entry: VoteEntry) -> Held:
+    return replace(HELD, votes={**HELD.votes, (entry.vote.call_id, entry.vote.validator): entry})
+
+
+@pytest.mark.parametrize(
+    ("verdict", "receipt_hash"),
+    [(Verdict.PASS, None), (Verdict.GROSS, None), (Verdict.ERROR, ZERO_HASH), (Verdict.ERROR, None)],
+)
+def test_bundle_that_drops_a_vote_on_what_passed_is_refused(
+    verdict: Verdict, receipt_hash: bytes | None
+) -> None:
+    entry = pass_vote(verdict, receipt_hash)
+    assert refusal_of(held=with_vote(entry)).startswith(f"EMC-1822: the vote of {entry.vote.validator}")
+    whole = WORLD.close(votes=[*WORLD.votes(), entry])
+    assert entry in whole.bundle.votes
+    assert refusal_of(whole, held=with_vote(entry)) == ""
+
+
+@pytest.mark.parametrize(
+    ("verdict", "receipt_hash"), [(Verdict.PASS, ZERO_HASH), (Verdict.PASS, keccak(b"another receipt"))]
+)
+def test_bundle_without_a_vote_about_no_receipt_of_the_call_is_signed(
+    verdict: Verdict, receipt_hash: bytes
+) -> None:
+    assert refusal_of(held=with_vote(pass_vote(verdict, receipt_hash))) == ""
+
+
+def test_bundle_without_a_vote_on_a_call_that_backs_no_probe_is_signed() -> None:
+    call_id = next(c for c in CALLS if all(p.call_id != c for ps in WORLD.probes.values() for p in ps))
+    entry = pass_vote()
+    vote = edited(entry.vote, call_id=call_id, receipt_hash=CALLS[call_id].delivery.receipt_hash)
+    assert refusal_of(held=with_vote(edited(entry, vote=vote))) == ""
 
 
 def test_bundle_without_votes_on_a_call_that_two_probes_name_is_signed() -> None:

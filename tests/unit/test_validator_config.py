@@ -13,6 +13,7 @@ from emcd.config import decode
 from emcd.testing import make_key
 from emcd_validator.config import ValidatorConfig
 from emcd_validator.peer_client import PeerClient
+from emcd_validator.profile import Profile, load_profile
 from emcd_validator.role import SPEC
 
 README = Path(__file__).parents[2] / "plugins" / "emcd_validator" / "README.md"
@@ -44,12 +45,14 @@ def test_config_minimal_is_enough() -> None:
     [
         ({"api_key_file": None}, "api_key_file"),
         ({"api_key_env": "KEYS"}, "api_key_file"),
-        ({"models": ["llama"]}, "models"),
+        ({"models": ["../llama"]}, "models"),
         ({"models": []}, "models"),
         ({"hub_url": "ftp://hub"}, "hub_url"),
         ({"hub_address": "0x12"}, "hub_address"),
         ({"listen": "0.0.0.0:8431"}, "EMC-1010"),
         ({"corpus_leaves": 3}, "corpus_leaves"),
+        ({"key_probes": 1}, "key_probes"),
+        ({"key_days": 0}, "key_days"),
         ({"reference_threads": 0}, "reference_threads"),
         ({"corpus_leavs": 300}, "did you mean"),
     ],
@@ -70,6 +73,14 @@ def test_readme_examples_are_valid_configurations() -> None:
             role["hub_address"] = make_key("hub").address
             _, faults = decode(ValidatorConfig, role)
             assert not faults
+
+
+def test_readme_profile_is_one_and_names_every_field(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml profile\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    file = tmp_path / "profile.toml"
+    file.write_text(block, "utf-8")
+    load_profile(file)
+    assert set(tomllib.loads(block)) == set(Profile.__struct_fields__)
 
 
 def test_readme_names_every_setting() -> None:

@@ -6,10 +6,11 @@ import stat
 from pathlib import Path
 from random import Random
 
+import msgspec
 import pytest
-from click.testing import CliRunner
 
 from emcd.errors import ConfigError, RemoteProtocolError
+from emcd_validator.call_shape import CallShape
 from emcd_validator.corpus import (
     Corpus,
     Leaf,
@@ -20,11 +21,12 @@ from emcd_validator.corpus import (
     write_corpus,
 )
 from emcd_validator.corpus_store import CorpusStore, is_low
-from emcd_validator.corpus_text import generate_leaves, leaves_of_texts
-from emcd_validator.corpus_tool import main
+from emcd_validator.corpus_text import generate_leaves
 from emcd_validator.corpus_tree import is_leaf, leaf_hash
 
 NONCE = bytes(16)
+SHAPE = CallShape("chat", "", True, 700, None, 64, "max_tokens", False, 1, 1)
+OLD_LEAF = Leaf(NONCE, ("one", "two"), True, "base64")
 
 
 def make_corpus(count: int = 40) -> Corpus:
@@ -78,13 +80,37 @@ def test_round_corpus_leaves_out_used_leaves_until_none_is_left() -> None:
         Leaf(NONCE, ("a", "b"), False, ""),
         Leaf(NONCE, ("a",) * 17, True, ""),
         Leaf(NONCE, (" ",), False, ""),
-        Leaf(NONCE, ("a" * 8001,), False, ""),
+        Leaf(NONCE, ("a" * 60_001,), False, ""),
+        Leaf(NONCE, ("a",), False, "", msgspec.structs.replace(SHAPE, turns=2)),
+        Leaf(NONCE, ("a",), False, "", msgspec.structs.replace(SHAPE, turns=3)),
+        Leaf(NONCE, ("a", "b"), False, "", msgspec.structs.replace(SHAPE, inputs=2)),
+        Leaf(NONCE, ("a",), False, "", msgspec.structs.replace(SHAPE, temperature_milli=2_001)),
+        Leaf(NONCE, ("a",), False, "", msgspec.structs.replace(SHAPE, top_p_milli=0)),
+        Leaf(NONCE, ("a",), False, "", msgspec.structs.replace(SHAPE, max_tokens=-1)),
+        Leaf(NONCE, ("a",), False, "", msgspec.structs.replace(SHAPE, system="s" * 4_001)),
     ],
 )
 def test_leaf_outside_its_bounds_is_a_fault(leaf: Leaf) -> None:
     assert find_fault(leaf)
     with pytest.raises(RemoteProtocolError, match="EMC-1803"):
         decode_leaf(encode_leaf(leaf))
+
+
+def test_leaf_of_the_first_form_keeps_its_bytes_and_is_read_from_old_files(tmp_path: Path) -> None:
+    old = msgspec.msgpack.encode((NONCE, ("one", "two"), True, "base64"))
+    assert encode_leaf(OLD_LEAF) == old
+    assert decode_leaf(old) == OLD_LEAF
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('["AAAAAAAAAAAAAAAAAAAAAA==",["one","two"],true,"base64"]\n' * 2, "utf-8")
+    with path.open("a") as file:
+        file.write('["AAAAAAAAAAAAAAAAAAAAAA==",["three"],false,""]\n')
+    path.chmod(0o600)
+    assert load_corpus(path).leaves[0] == old
+
+
+def test_leaf_with_a_call_that_is_null_is_not_canonical() -> None:
+    with pytest.raises(RemoteProtocolError, match="EMC-1803"):
+        decode_leaf(msgspec.msgpack.encode((NONCE, ("one",), True, "base64", None)))
 
 
 def test_leaf_not_in_canonical_form_is_refused() -> None:
@@ -168,22 +194,6 @@ def test_generated_leaves_differ_between_corpora_and_mix_their_forms() -> None:
     assert lengths[0] < 12
     assert lengths[-1] > 80
     assert not any(map(find_fault, first))
-
-
-def test_leaves_of_texts_use_every_passage_once() -> None:
-    document = " ".join(f"Sentence number {i} of a document." for i in range(200))
-    leaves = list(leaves_of_texts([document], Random(1)))
-    texts = [text for leaf in leaves for text in leaf.texts]
-    assert len(texts) == len(set(texts))
-    assert not any(map(find_fault, leaves))
-
-
-def test_corpus_tool_builds_a_corpus_from_texts(tmp_path: Path) -> None:
-    source, out = tmp_path / "own.txt", tmp_path / "corpus.jsonl"
-    source.write_text("First sentence here. Second sentence here.\n\nAnother paragraph.", "utf-8")
-    result = CliRunner().invoke(main, [str(source), "--out", str(out), "--generate", "50"])
-    assert result.exit_code == 0, result.output
-    assert len(load_corpus(out).leaves) >= 51
 
 
 def test_is_low_when_odd_rounds_alone_have_hardly_a_leaf_left(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from emcd_validator.attester import Signed
 from emcd_validator.entry import read_struct
 from emcd_validator.queries.items import Item, Kind, list_drafts, list_items
 from emcd_validator.queries.rounds import mark_lost
-from emcd_validator.revealer import reveal_round
+from emcd_validator.revealer import reveal_round, sign_results
 from emcd_validator.role import SPEC
 from emcd_validator.signatory import domain_of, finish_drafts
 from tests.support.validator_world import FakeHub, Parts, make_parts, make_world, set_clock, take_statements
@@ -87,8 +87,12 @@ class Run:
         if await parts.committer.plan(await parts.views.fetch_view(INDEX)):
             await parts.prober.run_round(INDEX)
 
+    async def _results(self, parts: Parts) -> None:
+        set_clock(self.hub, self.params.round_end_ms(INDEX))
+        await sign_results(parts.validator, INDEX)
+
     async def _reveal(self, parts: Parts) -> None:
-        set_clock(self.hub, self.params.round_end_ms(INDEX) + 1)
+        set_clock(self.hub, parts.validator.reveal_at_ms(INDEX))
         await reveal_round(parts.validator, INDEX)
 
     async def _attest(self, parts: Parts) -> None:
@@ -99,7 +103,7 @@ class Run:
         self.outcome = await parts.attester.decide(INDEX)
 
 
-STEPS = ("commit", "probe", "reveal", "attest")
+STEPS = ("commit", "probe", "results", "reveal", "attest")
 
 
 async def require_signed_once(ledger: Ledger, run: Run) -> None:
@@ -107,7 +111,7 @@ async def require_signed_once(ledger: Ledger, run: Run) -> None:
     validator = parts.validator
     assert not await ledger.read(lambda con: list_drafts(con, validator.address, validator.address))
     items = await ledger.read(lambda con: list_items(con, validator.address, INDEX))
-    assert {item.kind for item in items} == {Kind.COMMITMENT, Kind.REVEAL, Kind.ROUND_ROOT}
+    assert {item.kind for item in items} == {Kind.COMMITMENT, Kind.RESULTS, Kind.REVEAL, Kind.ROUND_ROOT}
     for item in items:
         await require_recorded(ledger, validator, item)
 

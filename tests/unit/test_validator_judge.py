@@ -8,16 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from emcd.errors import RecoverableError
 from emcd.proto.messages import Verdict
 from emcd.proto.openai import Endpoint, read_request
 from emcd.proto.records import RecordBatch, RecordKind, RecordProof, batch_root
 from emcd.testing import make_key
 from emcd.types import Hash
-from emcd_validator.corpus import Leaf
-from emcd_validator.judge import Exchange, find_receipt_fault
-from emcd_validator.model import list_judged
-from emcd_validator.probe_request import build_request
-from emcd_validator.verdict_run import judge_exchange
+from emcd_validator.judge import Blame, Exchange, find_receipt_fault, find_record_fault
 from tests.support.validator_world import (
     HUB,
     MODEL_HASH,
@@ -27,21 +24,28 @@ from tests.support.validator_world import (
     fake_vector,
     make_call,
     make_deployment,
+    make_fake_judge,
 )
 
 DEPLOYMENT = make_deployment(1_800_000_000)
 DOMAIN = DEPLOYMENT.staking_domain
 NODE = make_key("node")
 AT_MS = DEPLOYMENT.params.round_start_ms(7) + 500
-LEAF = Leaf(bytes(16), ("first text", "and a second one"), True, "float")
-BODY = build_request(LEAF, "all-MiniLM-L6-v2", NODE.address)
-UPSTREAM = read_request(Endpoint.EMBEDDINGS, BODY).body
-MODEL = list_judged(["all-MiniLM-L6-v2"])["all-MiniLM-L6-v2"]
+TEXTS = ("first text", "and a second one")
+BODY = msgspec.json.encode(
+    {
+        "input": TEXTS,
+        "model": "all-MiniLM-L6-v2",
+        "encoding_format": "float",
+        "provider": {"only": [NODE.address]},
+    }
+)
+UPSTREAM = read_request(Endpoint.EMBEDDINGS, BODY, evidence=True).body
 
 
 def good_answer(noise: float = 0.0, tokens: int | None = None, *, base64: bool = False) -> bytes:
-    vectors = tuple(fake_vector(text, noise) for text in LEAF.texts)
-    return answer_body(vectors, count_tokens(LEAF.texts) if tokens is None else tokens, base64=base64)
+    vectors = tuple(fake_vector(text, noise) for text in TEXTS)
+    return answer_body(vectors, count_tokens(TEXTS) if tokens is None else tokens, base64=base64)
 
 
 def make_exchange(
@@ -60,9 +64,7 @@ def make_exchange(
 
 
 async def judge(exchange: Exchange, reference: FakeReference | None = None) -> tuple[Verdict, str]:
-    outcome = await judge_exchange(
-        DOMAIN, HUB.address, exchange, LEAF.texts, MODEL, reference or FakeReference()
-    )
+    outcome = await make_fake_judge(DEPLOYMENT, reference).judge_exchange(exchange)
     return outcome.verdict, outcome.reason
 
 
@@ -207,3 +209,75 @@ def test_receipt_of_a_call_that_the_node_never_signed_is_a_fault() -> None:
 
 def test_receipt_with_another_status_than_came_is_a_fault() -> None:
     assert "status" in fault_of(call={"http_status": 203})
+
+
+def blame_of(**call: Any) -> Blame | None:
+    seen = call.pop("seen", None)
+    changes = call.pop("changes", {})
+    exchange = replace(make_exchange(good_answer(), seen=seen, **call), **changes)
+    fault = find_record_fault(DOMAIN, HUB.address, exchange)
+    return None if fault is None else fault.blame
+
+
+@pytest.mark.parametrize(
+    ("call", "blame"),
+    [
+        ({}, None),
+        ({"upstream": UPSTREAM.replace(b"first", b"worst")}, Blame.HUB),
+        ({"seen": good_answer(0.9), "delivered": good_answer(0.9)}, Blame.HUB),
+        ({"seen": good_answer(0.9)}, Blame.HUB),
+        ({"changes": {"node": HUB.address}}, Blame.HUB),
+        ({"changes": {"model_hash": Hash(bytes(32))}}, Blame.HUB),
+        ({"http_status": 203}, Blame.HUB),
+        ({"changes": {"call_id": bytes(16)}}, Blame.VOID),
+        ({"receipt_key": HUB}, Blame.VOID),
+        ({"hub": make_key("other hub")}, Blame.VOID),
+    ],
+    ids=str,
+)
+def test_blame_follows_from_the_records_alone(call: dict[str, Any], blame: Blame | None) -> None:
+    assert blame_of(**dict(call)) == blame
+
+
+def test_every_blame_has_its_sentence() -> None:
+    assert len({blame.sentence for blame in Blame}) == len(Blame)
+
+
+async def test_strike_blames_the_node_and_a_pass_nobody() -> None:
+    judge = make_fake_judge(DEPLOYMENT)
+    assert (await judge.judge_exchange(make_exchange(good_answer(0.9)))).blame is Blame.NODE
+    assert (await judge.judge_exchange(make_exchange(good_answer()))).blame is Blame.NOBODY
+
+
+async def test_transcript_is_judged_without_records_and_blames_nobody() -> None:
+    judge = make_fake_judge(DEPLOYMENT)
+    honest = await judge.judge_transcript(MODEL_HASH, "/v1/embeddings", UPSTREAM, good_answer())
+    gross = await judge.judge_transcript(MODEL_HASH, "/v1/embeddings", UPSTREAM, good_answer(0.9))
+    assert (honest.verdict, gross.verdict) == (Verdict.PASS, Verdict.GROSS)
+    assert gross.blame is Blame.NOBODY
+    failed = await judge.judge_transcript(MODEL_HASH, "/v1/embeddings", UPSTREAM, b"", 500)
+    assert failed.verdict is Verdict.ERROR
+    wrong = await judge.judge_transcript(MODEL_HASH, "/v1/completions", UPSTREAM, good_answer())
+    assert wrong.verdict is Verdict.ERROR
+    with pytest.raises(RecoverableError, match="EMC-1811"):
+        await judge.judge_transcript(bytes(32), "/v1/embeddings", UPSTREAM, good_answer())
+
+
+@pytest.mark.parametrize("asked", [{"logprobs": None}, {"return_token_ids": None}, {"stream": True}], ids=str)
+def test_request_that_leaves_the_hub_something_to_cut_proves_nothing(asked: dict[str, Any]) -> None:
+    table = {
+        "model": "toy", "prompt": "a", "logprobs": 5, "seed": 1, "return_token_ids": True, "max_tokens": 4,
+        **asked,
+    }  # fmt: skip
+    body = msgspec.json.encode({name: value for name, value in table.items() if value is not None})
+    upstream = read_request(Endpoint.COMPLETIONS, body, evidence=True)
+    made = make_call(
+        DEPLOYMENT, NODE, upstream.body, b"whole", AT_MS, path="/v1/completions", delivered=b"cut"
+    )
+    exchange = Exchange(
+        node=NODE.address, call_id=made.records.forward.call_id, model_hash=MODEL_HASH, request_body=body,
+        status=200, response_body=b"cut", receipt=made.receipt, request_path="/v1/completions",
+    )  # fmt: skip
+    fault = find_record_fault(DOMAIN, HUB.address, exchange)
+    assert fault is not None
+    assert (fault.blame, "all of the evidence" in fault.reason) == (Blame.NOBODY, True)

@@ -11,6 +11,7 @@ import pytest
 from emcd.accounting.plan import compute_commitment, compute_probes_hash
 from emcd.accounting.terms import RoundTerms
 from emcd.errors import RemoteProtocolError
+from emcd.inference.minilm import MINILM_MANIFEST
 from emcd.keys import SigningKey
 from emcd.proto.bundle import CommitmentEntry, ProbeResult, RevealEntry, VoteEntry
 from emcd.proto.eip712 import Domain
@@ -30,7 +31,7 @@ from emcd_validator.peer_check import (
     check_votes,
 )
 from emcd_validator.plan import Draws, draw_plan, own_slots
-from emcd_validator.probe_request import PATH, build_request
+from emcd_validator.probe_request import build_probe
 from emcd_validator.statement import Evidence, read_evidence, write_evidence
 from emcd_validator.view import RoundView
 from tests.support.round_world import edited
@@ -85,14 +86,16 @@ def evidence_of(index: int = 0, noise: float = 0.5) -> tuple[Evidence, ProbeResu
     leaf = decode_leaf(TREE.leaves[planned.leaf_index])
     node = planned.slot.node
     key = next(key for key in (NODE, make_key("node-2"), make_key("node-3")) if key.address == node)
-    body = build_request(leaf, "all-MiniLM-L6-v2", node)
-    response = answer_body(tuple(fake_vector(t, noise) for t in leaf.texts), count_tokens(leaf.texts))
-    upstream = read_request(Endpoint.EMBEDDINGS, body).body
+    asked = build_probe(Draws(SEED, VIEW.beacon_hash), planned.slot, leaf, MINILM_MANIFEST, len)
+    body = asked.body
+    texts = leaf.texts if leaf.call is None else leaf.texts[: leaf.call.inputs]
+    response = answer_body(tuple(fake_vector(t, noise) for t in texts), count_tokens(texts))
+    upstream = read_request(Endpoint.EMBEDDINGS, body, evidence=True).body
     call = make_call(DEPLOYMENT, key, upstream, response, planned.due_at_ms)
     records = call.records
     assert records.receipt is not None
     evidence = Evidence(
-        request_path=PATH,
+        request_path=asked.path,
         request_body=body,
         response_status=200,
         response_content_type="application/json",
@@ -217,7 +220,7 @@ def test_reveal_of_a_probe_that_is_anothers_is_refused() -> None:
 
 def test_votes_on_struck_calls_are_taken_and_others_passed_over() -> None:
     other = vote(call_id=bytes(16))
-    assert check_votes(TERMS, PEER.address, (other, vote(), vote()), STRUCK) == (vote(),)
+    assert check_votes(TERMS, PEER.address, (other, vote(), vote()), set(STRUCK), STRUCK) == (vote(),)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,7 @@ def test_votes_on_struck_calls_are_taken_and_others_passed_over() -> None:
 )
 def test_votes_wrong_signer_chain_round_or_receipt_are_refused(entry: VoteEntry) -> None:
     with refused("EMC-1923"):
-        check_votes(TERMS, PEER.address, (entry,), STRUCK)
+        check_votes(TERMS, PEER.address, (entry,), set(STRUCK), STRUCK)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,15 +14,20 @@ from emcd.ledger import Ledger
 from emcd.proto.messages import Verdict
 from emcd.testing import temporary_ledger
 from emcd.types import Address
-from emcd_validator.api_keys import load_api_keys
+from emcd_validator import prober as prober_module
+from emcd_validator.api_keys import ApiKeys, load_api_keys
 from emcd_validator.events import PROBE, VERDICT
 from emcd_validator.hub_client import HubAnswer, NodeOffer
+from emcd_validator.liveness import name_failure
 from emcd_validator.plan import Draws
+from emcd_validator.probe_request import ProbeRequest, build_probe
 from emcd_validator.prober import _Target
+from emcd_validator.queries.key_uses import count_key_uses
 from emcd_validator.queries.rounds import ProbeRow, ProbeState, list_probes, mark_lost, mark_sent
 from emcd_validator.revealer import reveal_round
 from emcd_validator.role import SPEC
 from tests.support.validator_world import (
+    API_KEY,
     FakeHub,
     Parts,
     fake_embed,
@@ -106,6 +112,40 @@ async def test_probe_offline_node_is_offline(parts: Parts, hub: FakeHub) -> None
     assert not hub.requests
 
 
+def test_failures_have_names_that_accuse_of_nothing() -> None:
+    names = [name_failure(status) for status in (0, 429, 503, 500, 504, 400)]
+    assert names == ["silent", "busy", "loading", "failed", "silent", "refused"]
+
+
+async def test_probe_is_known_by_its_key_afterwards_and_the_key_stays_the_same(
+    parts: Parts, hub: FakeHub
+) -> None:
+    """The receipt is asked for with the key that asked, whatever keys came meanwhile."""
+    await run(parts)
+    validator, row = parts.validator, await probe_of(parts)
+    uses = await validator.read(lambda con: count_key_uses(con, validator.address))
+    assert [use.probes for use in uses.values()] == [1]
+    draws = Draws(bytes(32), bytes(32))
+    parts.prober._keys.replace(ApiKeys((API_KEY, *(f"emc_sk_{n}" for n in range(20)))))
+    assert await parts.prober._find_key(draws, row) == API_KEY
+
+
+async def test_probe_of_a_suspect_is_greedy(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    made = build_probe
+
+    def build(*args: Any, greedy: bool) -> ProbeRequest:
+        asked.append(greedy)
+        return made(*args, greedy=greedy)
+
+    monkeypatch.setattr(prober_module, "build_probe", build)
+    model = parts.validator.models["all-MiniLM-L6-v2"]
+    row = await probe_of(parts)
+    monkeypatch.setattr(prober_module, "list_suspects", lambda *args: {(row.node, model.model_hash)})
+    await run(parts)
+    assert asked == [True]
+
+
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 async def test_probe_failing_node_is_an_error_that_names_no_call(
     parts: Parts, hub: FakeHub, status: int
@@ -113,6 +153,7 @@ async def test_probe_failing_node_is_an_error_that_names_no_call(
     hub.nodes[0].status = status
     verdict, row = await run(parts)
     assert verdict is Verdict.ERROR
+    assert row.reason.startswith(name_failure(status))
     assert row.result is not None
     assert row.result.call_id == NO_CALL
 
@@ -177,7 +218,7 @@ async def test_probe_under_way_at_a_crash_is_lost_and_left_out_of_the_reveal(
     assert verdict is None
     assert row.state is ProbeState.LOST
     assert not hub.requests
-    set_clock(hub, hub.deployment.params.round_end_ms(INDEX))
+    set_clock(hub, validator.reveal_at_ms(INDEX))
     reveal = await reveal_round(validator, INDEX)
     assert reveal is not None
     assert reveal.probes == ()
@@ -211,7 +252,7 @@ async def test_probe_unreachable_hub_is_an_error(parts: Parts, monkeypatch: pyte
 async def test_reveal_before_the_end_of_the_round_is_none(parts: Parts, hub: FakeHub) -> None:
     await run(parts)
     assert await reveal_round(parts.validator, INDEX) is None
-    set_clock(hub, hub.deployment.params.round_end_ms(INDEX))
+    set_clock(hub, parts.validator.reveal_at_ms(INDEX))
     reveal = await reveal_round(parts.validator, INDEX)
     assert reveal is not None
     assert len(reveal.probes) == 1
@@ -223,11 +264,11 @@ async def test_reveal_after_the_grace_is_none(parts: Parts, hub: FakeHub) -> Non
 
 
 async def test_reveal_first_one_stands_whatever_is_judged_later(parts: Parts, hub: FakeHub) -> None:
-    set_clock(hub, hub.deployment.params.round_end_ms(INDEX))
+    set_clock(hub, parts.validator.reveal_at_ms(INDEX))
     first = await reveal_round(parts.validator, INDEX)
     set_clock(hub, hub.deployment.params.round_start_ms(INDEX) + 17_000)
     await run(parts)
-    set_clock(hub, hub.deployment.params.round_end_ms(INDEX) + 5)
+    set_clock(hub, parts.validator.reveal_at_ms(INDEX) + 5)
     assert await reveal_round(parts.validator, INDEX) == first
 
 
@@ -236,7 +277,7 @@ def test_api_keys_are_read_rotated_and_never_shown(tmp_path: Path) -> None:
     file.write_text("# mine\nemc_sk_one\n\nemc_sk_two\n", "utf-8")
     file.chmod(0o600)
     keys = load_api_keys(file, "")
-    assert {keys.pick(number) for number in range(4)} == {"emc_sk_one", "emc_sk_two"}
+    assert {keys.pick(number, {}, 0) for number in range(4)} == {"emc_sk_one", "emc_sk_two"}
     assert "emc_sk" not in repr(keys)
 
 
@@ -279,7 +320,7 @@ async def test_probe_of_a_node_that_went_away_in_the_round_is_an_error(
 
 async def test_probe_taken_by_another_task_is_not_sent(parts: Parts, hub: FakeHub) -> None:
     validator, row = parts.validator, await probe_of(parts)
-    target = _Target(validator.models["all-MiniLM-L6-v2"], b"{}")
+    target = _Target(validator.models["all-MiniLM-L6-v2"], ProbeRequest("/v1/embeddings", b"{}"))
     draws = Draws(bytes(32), bytes(32))
     assert await validator.write(lambda con: mark_sent(con, validator.address, row, "m", b"body"))
     assert (await parts.prober._send(draws, row, target)).state is ProbeState.LOST

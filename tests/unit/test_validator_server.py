@@ -94,7 +94,7 @@ async def live_through(parts: Parts, hub: FakeHub) -> None:
 
 
 async def end_round(parts: Parts, hub: FakeHub) -> None:
-    set_clock(hub, hub.deployment.params.round_end_ms(INDEX))
+    set_clock(hub, parts.validator.reveal_at_ms(INDEX))
     await reveal_round(parts.validator, INDEX)
 
 

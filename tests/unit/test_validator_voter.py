@@ -48,12 +48,12 @@ INDEX = 3
 class WrongReference(FakeReference):
     """A validator that finds every answer wrong."""
 
-    async def compute(self, texts: Any) -> Any:
-        run = await super().compute(texts)
+    def compute(self, texts: Any) -> Any:
+        run = super().compute(texts)
         return type(run)(tuple(fake_vector("x" + text) for text in texts), run.prompt_tokens)
 
-    async def compute_again(self, texts: Any) -> Any:
-        return tuple(fake_vector("x" + text) for text in texts)
+    def compute_again(self, texts: Any) -> Any:
+        return [tuple(fake_vector("x" + text) for text in texts)]
 
 
 class DirectPeers:
@@ -76,7 +76,7 @@ class DirectPeers:
             assert isinstance(key, bytes)
             return self.edit.get("evidence", lambda page: page)(await read_evidence(pages, key))
         page = await getattr(pages, {"commitments": "_commitment", "reveals": "_reveal", "votes": "_votes",
-                                     "seals": "_seals"}[what])(key)  # fmt: skip
+                                     "seals": "_seals", "results": "_results"}[what])(key)  # fmt: skip
         return self.edit.get(what, lambda page: page)(page)
 
 
@@ -138,7 +138,7 @@ async def make_net(ledger: Ledger, tmp_path: Path, *, noise: float = 0.0, liar: 
         net.view = await parts.views.fetch_view(INDEX)
         await parts.committer.plan(net.view)
         await parts.prober.run_round(INDEX)
-        set_clock(hub, params.round_end_ms(INDEX) + 1)
+        set_clock(hub, parts.validator.reveal_at_ms(INDEX))
         await reveal_round(parts.validator, INDEX)
     return net
 
@@ -194,7 +194,7 @@ async def test_voters_do_not_vote_on_evidence_that_does_not_hold(ledger: Ledger,
 @pytest.mark.parametrize("page", [None, [], {}, {"reveal": 5}, {"votes": [{}]}, "x"])
 async def test_voters_take_no_garbage(ledger: Ledger, tmp_path: Path, page: Any) -> None:
     net = await make_net(ledger, tmp_path, noise=0.3)
-    for what in ("commitments", "reveals", "votes", "evidence"):
+    for what in ("commitments", "results", "reveals", "votes", "evidence"):
         net.peers.edit[what] = lambda _: page
     held = await net.gather(NAMES[2])
     assert set(held.reveals) == {make_key(NAMES[2]).address}

@@ -1,4 +1,5 @@
-"""Signed statements of a round: commitments, reveals, votes and round roots, own and peers'.
+"""Signed statements of a round: commitments, results, reveals, votes, verdicts on tasks and round roots,
+own and peers'.
 
 The first statement of an author about one thing stays; another one about the same thing is kept
 beside it as evidence. An own statement is written before it is signed (`insert_draft`), and what
@@ -20,14 +21,17 @@ MAX_OMISSIONS_PER_NODE = 256
 
 class Kind(Enum):
     COMMITMENT = "commitment"
+    RESULTS = "results"
     REVEAL = "reveal"
     VOTE = "vote"
+    TASK_RESULT = "task_result"
     ROUND_ROOT = "round_root"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A statement; `data` is msgpack of its struct (a reveal's with its probes); `key` a vote's call id."""
+    """A statement; `data` is msgpack of its struct (a reveal's and own results' with the probes); `key` a vote's
+    call id, the hash of a task."""
 
     kind: Kind
     round: int
@@ -123,6 +127,18 @@ def list_items(con: Connection, instance: Address, round_index: int, kind: Kind 
         " WHERE instance = ? AND round = ? AND signature IS NOT NULL AND (? IS NULL OR kind = ?)"
         " ORDER BY author, key",
         (instance, round_index, kind and kind.value, kind and kind.value),
+    ).fetchall()
+    return [Item(Kind(row[0]), *row[1:]) for row in rows]
+
+
+def list_results(con: Connection, instance: Address, round_index: int, most: int = 128) -> list[Item]:
+    """Every results of a round that is held, second ones of an author too."""
+    rows = con.execute(
+        "SELECT kind, round, author, x'', data, signature, held_at_ms FROM validator_items"
+        " WHERE instance = ?1 AND round = ?2 AND kind = 'results' AND signature IS NOT NULL"
+        " UNION ALL SELECT kind, round, author, x'', data, signature, held_at_ms FROM validator_conflicts"
+        " WHERE instance = ?1 AND round = ?2 AND kind = 'results' ORDER BY author LIMIT ?3",
+        (instance, round_index, most),
     ).fetchall()
     return [Item(Kind(row[0]), *row[1:]) for row in rows]
 

@@ -150,6 +150,20 @@ def list_double_roots(
     return [(Address(row[0]), (row[1], row[2]), (row[3], row[4])) for row in rows]
 
 
+def list_double_results(
+    con: Connection, instance: Address, first_round: int
+) -> list[tuple[tuple[bytes, bytes], tuple[bytes, bytes]]]:
+    """Of every validator and round of which two results are held: both as (data, signature)."""
+    rows = con.execute(
+        "SELECT i.data, i.signature, c.data, c.signature FROM validator_items i"
+        " JOIN validator_conflicts c ON c.instance = i.instance AND c.round = i.round AND c.kind = i.kind"
+        " AND c.author = i.author WHERE i.instance = ? AND i.kind = 'results' AND i.round >= ?"
+        " AND i.signature IS NOT NULL ORDER BY i.round, i.author",
+        (instance, first_round),
+    )
+    return [((row[0], row[1]), (row[2], row[3])) for row in rows]
+
+
 def list_roots(con: Connection, instance: Address, round_index: int) -> list[tuple[Address, bytes, bytes]]:
     """Every attestation of a round that is held, second ones too: (author, data, signature)."""
     rows = con.execute(
