@@ -43,11 +43,26 @@ class TrafficConfig:
 
     hub_url: str = setting(doc="base URL of the hub, without /v1")
     api_key_file: Path = setting(doc="file with the API key")
-    model: str = setting("all-MiniLM-L6-v2", doc="model to call")
+    model: str = setting("all-MiniLM-L6-v2", doc="model that makes vectors")
+    text_model: str = setting("", doc="model to chat with; empty: none")
+    text_share: float = setting(0.3, minimum=0, maximum=1, doc="of the calls, with a text_model")
     calls_per_s: float = setting(
         4.0, minimum=0.01, maximum=1000, doc="average rate; times between calls are exponential"
     )
     parallel: int = setting(8, minimum=1, maximum=256, doc="calls under way at once, at most")
+
+
+def draw_chat(draw: random.Random, model: str) -> dict[str, object]:
+    """One chat request in a shape that users' clients send."""
+    messages = [{"role": "user", "content": " ".join(draw.choices(_WORDS, k=draw.randint(3, 25)))}]
+    if draw.random() < 0.4:
+        messages.insert(0, {"role": "system", "content": "You are a helpful assistant."})
+    body: dict[str, object] = {"messages": messages, "model": model, "max_tokens": draw.choice((8, 16, 32))}
+    if draw.random() < 0.5:
+        body["temperature"] = draw.choice((0, 0.2, 0.7, 1))
+    if draw.random() < 0.5:
+        body["stream"] = True
+    return body
 
 
 def draw_body(draw: random.Random, model: str) -> dict[str, object]:
@@ -79,7 +94,7 @@ class Traffic:
             while True:
                 await trio.sleep(draw.expovariate(self._config.calls_per_s))
                 if not self._draining and self._limiter.available_tokens > 0:
-                    nursery.start_soon(self._call, key, draw_body(draw, self._config.model))
+                    nursery.start_soon(self._call, key, *self._draw_call(draw))
 
     async def drain(self) -> None:
         self._draining = True
@@ -88,6 +103,12 @@ class Traffic:
         if self._draining:
             return Health(HealthState.DRAINING)
         return Health(HealthState.READY)
+
+    def _draw_call(self, draw: random.Random) -> tuple[str, dict[str, object]]:
+        config = self._config
+        if config.text_model and draw.random() < config.text_share:
+            return "/v1/chat/completions", draw_chat(draw, config.text_model)
+        return "/v1/embeddings", draw_body(draw, config.model)
 
     async def _wait_for_key(self) -> str:
         path = trio.Path(self._config.api_key_file)
@@ -99,12 +120,12 @@ class Traffic:
                 pass
             await trio.sleep(0.25)
 
-    async def _call(self, key: str, body: dict[str, object]) -> None:
+    async def _call(self, key: str, path: str, body: dict[str, object]) -> None:
         async with self._limiter:
             try:
                 answer = await request(
                     "POST",
-                    f"{self._config.hub_url}/v1/embeddings",
+                    f"{self._config.hub_url}{path}",
                     json=body,
                     headers={**_CLIENT_HEADERS, "Authorization": f"Bearer {key}"},
                     timeout_s=CALL_TIMEOUT_S,

@@ -1,13 +1,16 @@
 """Runs the benchmarks one after the other, prints their tables and writes one JSON file.
 
-Without names: the gateway beside its peers, what the hub's features cost, and the hub's loop while it
-closes a round; about seven minutes, and on the first run two more for the peers, which are installed
-into .bench/. Compare ratios: absolute figures hold for the machine of the run, and for what else runs
-on it. Every benchmark also runs by itself: python -m tests.bench.bench_NAME --help.
+Without names: the gateway beside its peers, what the hub's features cost, the hub's loop while it
+closes a round, the embedded engine, and who is caught cheating; about half an hour, two thirds of it for
+the last, and on the first run some minutes more for the peers, which are installed into .bench/, and for
+the small text models, which are trained. Compare ratios: absolute figures hold for the machine of the run, and
+for what else runs on it. Every benchmark also runs by itself: python -m tests.bench.bench_NAME --help.
 
     python -m tests.bench.run                         # what `make bench` does
     python -m tests.bench.run --quick                 # no peers, short windows: about a minute
     python -m tests.bench.run --only gateway --seconds 5 --rounds 5
+    python -m tests.bench.run --only embedded --docs docs/performance.md
+    python -m tests.bench.run --only detection --docs docs/verification.md
     python -m tests.bench.run --all                   # every benchmark of the folder
     python -m tests.bench.run --docs docs/performance.md
 """
@@ -34,10 +37,14 @@ USUAL: dict[str, list[str]] = {
     "gateway": [],
     "feature": [],
     "close": ["--calls", "200000", "--nodes", "2000"],
+    "embedded": [],
+    "detection": [],
 }
 QUICK: dict[str, list[str]] = {
     "gateway": ["--no-peers", "--seconds", "0.7", "--rounds", "1"],
     "feature": ["--seconds", "0.7", "--rounds", "1"],
+    "embedded": ["--passes", "1"],
+    "detection": ["--honest", "60", "--answers", "8"],
     "idle_tunnels": ["--nodes", "200", "--seconds", "3"],
     "tunnel_calls": ["--seconds", "0.5"],
 }

@@ -17,15 +17,16 @@ from typing import Any
 
 import pytest
 
-from tests.bench import bench_soak
+from tests.bench import bench_embedded, bench_embeddings, bench_generation, bench_soak
 from tests.bench.bench_gateway import CASES, DIRECT, HUB, HUB_HTTP, MANY, STREAMS, Field, Rounds, compare
 from tests.bench.client import Ask, Load, finish, opened, run_closed, run_open
 from tests.bench.mock_engine import MockEngine, frame, listen, whole_answer
 from tests.bench.openai_wire import DONE, FINISH, WHOLE, make_chunk
 from tests.bench.process_use import choose_cores
-from tests.bench.report import BEGIN, END, goal_rows, result_lines, write_docs
+from tests.bench.report import BEGIN, END, PLACES, goal_rows, result_lines, write_docs
 from tests.bench.run import USUAL, find_benchmarks, make_parser, make_plan
 from tests.bench.window import Case, Target, make_ask, prove, run_closed_window, run_open_window, sum_up
+from tests.support.decoder_model import TOY
 
 STREAM = Case("stream", 2, chunks=3)
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -204,6 +205,26 @@ def test_field_drops_a_peer_that_broke_and_never_the_hub() -> None:
     with pytest.raises(ConnectionError, match="gone"):
         field.drop(HUB, ConnectionError("gone"))
     assert list(field.targets) == [HUB]
+
+
+def test_embedded_engine_is_measured_and_written_into_its_own_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_generation, "SHAPES", {"toy": TOY})
+    monkeypatch.setattr(bench_generation, "STREAMS", (1, 3))
+    monkeypatch.setattr(bench_embeddings, "TEXTS", 8)
+    monkeypatch.setattr(bench_embeddings, "BATCHES", (1, 4))
+    rows = bench_embedded.measure(passes=1, tokens=4, repeat=1)
+    assert json.dumps(rows)
+    begin, end = PLACES["embedded"]
+    page = tmp_path / "page.md"
+    page.write_text(f"{BEGIN}\nas it was\n{END}\n{begin}\nold\n{end}\n")
+    write_docs(page, {**make_results({}), "results": {"embedded": rows}})
+    text = page.read_text()
+    assert "as it was" in text
+    assert "old" not in text
+    assert "toy, 3 streams: bare loop" in text
+    assert "64 callers to raw batch" in text
 
 
 def test_write_docs_without_marks_is_refused(tmp_path: Path) -> None:

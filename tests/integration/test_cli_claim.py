@@ -255,7 +255,7 @@ def test_forged_totals_are_refused_whatever_the_file_says(claims: Claims) -> Non
     assert claims.claimed() == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100, b"EMCDBDL2" + bytes(64)])
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"EMCDBDL3" + bytes(64)])
 def test_file_that_is_no_bundle_is_refused(claims: Claims, content: bytes) -> None:
     claims.publish(claims.close(0))
     claims.move_to(4)

@@ -137,7 +137,7 @@ def test_check_of_the_devnets_file_finds_no_fault(site: Site) -> None:
     found = check(CONF / "devnet.toml", daemon_variables(site.layout))
 
     assert (found["faults"], found["notes"]) == ([], [])
-    assert len(found["roles"]) == 12
+    assert len(found["roles"]) == 13
 
 
 def test_every_conf_file_is_run_by_a_test() -> None:
@@ -362,7 +362,7 @@ def test_hub_off_loopback_without_tls_is_refused(site: Site, tmp_path: Path) -> 
 def test_cheating_node_without_the_word_for_it_is_refused(site: Site, tmp_path: Path) -> None:
     file = tmp_path / "cheat.toml"
     file.write_text(
-        (CONF / "node.toml").read_text().replace("threads = 1", 'threads = 1\nserve_quantised = "int8"')
+        (CONF / "node.toml").read_text().replace("threads = 1", 'threads = 1\nserve_instead = "int8"')
     )
 
     assert_refused(site.run("node", "--config", str(file)), "EMC-2010", "allow_cheating_demo")

@@ -34,12 +34,19 @@ def test_devnet_smoke_pays_the_issue_to_the_last_wei(smoked: tuple[Devnet, dict[
     assert sum(rewards) in (4166666666666666666666, 4166666666666666666667)
 
 
-def test_devnet_smoke_convicts_the_cheat_with_a_number(smoked: tuple[Devnet, dict[str, Any]]) -> None:
+def test_devnet_smoke_convicts_both_cheats_and_says_why(smoked: tuple[Devnet, dict[str, Any]]) -> None:
     devnet, shown = smoked
-    cheat_address = next(p["node_address"] for p in devnet.summary["participants"] if p["name"] == "node-3")
-    cheat = next(row for row in shown["participants"] if row["node"] == cheat_address)
-    assert (cheat["reward_wei"], cheat["reason"]) == ("0", "verdict")
-    assert shown["cheat_statistic"] > 1e-3
+    addresses = {p["name"]: p["node_address"] for p in devnet.summary["participants"]}
+    for name in ("node-3", "node-4"):
+        cheat = next(row for row in shown["participants"] if row["node"] == addresses[name])
+        assert (cheat["reward_wei"], cheat["reason"]) == ("0", "verdict")
+    convictions = shown["convictions"]
+    assert sorted(convictions) == ["node-3", "node-4"]
+    assert convictions["node-3"]["statistic"] > 1e-3
+    assert convictions["node-4"]["statistic"] > 10  # times the threshold
+    assert "asked for vectors: the vectors are off by" in convictions["node-3"]["reason"]
+    assert "1.0e-04 is allowed" in convictions["node-3"]["reason"]
+    assert "the log-probabilities" in convictions["node-4"]["reason"]
 
 
 def test_devnet_log_and_commands_hold_no_secret(smoked: tuple[Devnet, dict[str, Any]]) -> None:

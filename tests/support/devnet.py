@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+from emcd.inference.training.tiny import ensure_tiny
+from tests.support.decoder_model import shared_tiny_dir
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = REPOSITORY / "conf" / "devnet.toml"
@@ -29,6 +33,10 @@ class Devnet:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        if not folder.exists():
+            folder.mkdir(mode=0o700, parents=True)
+            tiny = ensure_tiny(shared_tiny_dir(), lambda _: None)
+            shutil.copytree(tiny, folder / "models" / tiny.name)
         names = ["HUB", "TUNNEL", "RPC", "ADMIN", "ROUTER", *(f"VALIDATOR_{n}" for n in range(1, 5))]
         ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.environment = {

@@ -116,6 +116,6 @@ def test_layout_every_file_is_inside_the_folder(tmp_path: Path) -> None:
     names = [name for name, value in vars(DevnetLayout).items() if isinstance(value, property)]
     files = [value for name in names if isinstance(value := getattr(layout, name), Path)]
 
-    assert len(files) == 9
+    assert len(files) == 10
     assert all(file.parent == tmp_path for file in files)
     assert layout.api_key("demo").is_relative_to(tmp_path)

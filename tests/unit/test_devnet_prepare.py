@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from emcd.errors import ConfigError
+from emcd.inference.manifest import TextManifest, model_hash
+from emcd.inference.minilm import MINILM_MANIFEST
+from emcd.inference.model_folder import hash_files, write_model_folder
 from emcd.keys import read_keystore_address
+from emcd.proto.network import Deployment
+from emcd.proto.parameter_rule import list_faults
+from emcd.proto.params import ModelStanding, NetworkParams, PriceTable
 from emcd_devchain.devnet import prepare
 from emcd_devchain.devnet.layout import DevnetLayout, read_layout
 from emcd_devchain.devnet.prepare import daemon_variables, ensure_devnet, keystore, open_key, write_private
@@ -96,3 +102,48 @@ async def test_ensure_devnet_made_with_other_participants_is_refused(layout: Dev
         await ensure_devnet(layout, print)
 
     assert caught.value.code == "EMC-2238"
+
+
+def test_paced_tells_the_first_line_at_once_and_then_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: now)
+    told: list[str] = []
+    say = prepare._paced(told.append)
+    for line in ("one", "two", "three"):
+        say(line)
+        now += prepare.PACE_S / 2
+    assert told == ["one", "three"]
+
+
+async def test_ensure_devnet_enforces_the_models_that_it_serves(
+    layout: DevnetLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text model's hash is this machine's own: it is made before the chain, and named by it."""
+    files: dict[str, bytes | Path] = {"model.onnx": b"a", "tokenizer.json": b"b", "golden.json": b"c"}
+    manifest = TextManifest(
+        name="emcd-tiny-1",
+        files=hash_files(files),
+        context_tokens=8,
+        vocab_tokens=8,
+        bos_token=None,
+        stop_tokens=(),
+    )
+
+    def train(models_dir: Path, say: object) -> Path:
+        return write_model_folder(models_dir, "emcd-tiny-1", manifest, files).path
+
+    built: list[NetworkParams] = []
+
+    async def build(_: object, __: object, params: NetworkParams) -> Deployment:
+        built.append(params)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "ensure_tiny", train)
+    monkeypatch.setattr(prepare, "_build_chain", build)
+    with pytest.raises(KeyboardInterrupt):
+        await ensure_devnet(layout, lambda _: None)
+
+    for name in (model_hash(manifest), model_hash(MINILM_MANIFEST)):
+        assert built[0].standing_of(name) is ModelStanding.ENFORCED
+    assert built[0].standing_of(bytes(32)) is ModelStanding.SHADOW
+    assert list_faults(built[0], PriceTable()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from emcd.net.http_client import Response
 from emcd.role import HealthState
 from emcd.testing import make_context, running_role
 from emcd_devchain import traffic as traffic_module
-from emcd_devchain.traffic import Traffic, TrafficConfig, draw_body
+from emcd_devchain.traffic import Traffic, TrafficConfig, draw_body, draw_chat
 
 
 @pytest.fixture
@@ -63,6 +64,34 @@ def test_body_is_an_embeddings_request_in_several_shapes() -> None:
     assert {type(body["input"]) for body in bodies} == {str, list}
     assert {body["encoding_format"] for body in bodies} == {"base64", "float"}
     assert len({msgspec.json.encode(body) for body in bodies}) == 200
+
+
+def test_chat_is_a_request_in_several_shapes() -> None:
+    draw = random.Random(7)
+    bodies = [draw_chat(draw, "m") for _ in range(200)]
+
+    assert all(body["model"] == "m" and body["messages"] for body in bodies)
+    assert {len(body["messages"]) for body in bodies} == {1, 2}  # type: ignore[arg-type]
+    assert (
+        {"temperature" in body for body in bodies} == {"stream" in body for body in bodies} == {True, False}
+    )
+    assert {body["max_tokens"] for body in bodies} == {8, 16, 32}
+
+
+@pytest.mark.parametrize(
+    ("share", "paths"), [(0.0, {"embeddings"}), (1.0, {"completions"}), (0.5, {"embeddings", "completions"})]
+)
+def test_share_of_the_calls_chats_with_the_text_model(
+    config: TrafficConfig, share: float, paths: set[str]
+) -> None:
+    chatty = Traffic(dataclasses.replace(config, text_model="writer", text_share=share))
+    draw = random.Random(3)
+    drawn = [chatty._draw_call(draw) for _ in range(60)]
+
+    assert {path.rpartition("/")[2] for path, _ in drawn} == paths
+    assert {body["model"] for path, body in drawn if path.endswith("completions")} <= {"writer"}
+    silent = Traffic(dataclasses.replace(config, text_share=share))
+    assert {silent._draw_call(draw)[0] for _ in range(20)} == {"/v1/embeddings"}
 
 
 def test_config_wants_a_rate_in_its_range() -> None:

@@ -105,9 +105,12 @@ def test_why_not_without_credits_says_that_no_probe_was_drawn() -> None:
 def test_why_not_of_a_convicted_node_gives_the_number(reason: str, words: str) -> None:
     verdicts = [verdict("FAIL", 3_100_000_000), verdict("GROSS", 564_000_000_000), verdict("PASS", 10**13)]
 
-    shown = why_not(row(reason=reason, verdicts=verdicts))
+    convicted = row(reason=reason, verdicts=verdicts)
 
-    assert shown == f"{words}: relative L2 5.6e-01, allowed 1.0e-04"
+    assert why_not(convicted) == f"{words}: GROSS by a statistic of 5.6e-01"
+    assert why_not(convicted, "the vectors are off") == f"{words}: the vectors are off"
+    line = unpaid_lines(detail({**convicted, "reward_wei": "0"}), NAMES, {A: "the vectors are off"})
+    assert line == [f"  node-1 earned nothing: {words}: the vectors are off"]
 
 
 def test_why_not_without_a_strike_in_the_round_gives_no_number() -> None:
@@ -116,7 +119,7 @@ def test_why_not_without_a_strike_in_the_round_gives_no_number() -> None:
 
 
 def test_worst_statistic_counts_strikes_only() -> None:
-    assert worst_statistic(row(verdicts=[verdict("CLASS", 9), verdict("ERROR", 8)])) is None
+    assert worst_statistic(row(verdicts=[verdict("TEMPLATE", 9), verdict("ERROR", 8)])) is None
     assert worst_statistic(row(verdicts=[verdict("FAIL", 2 * 10**12), verdict("FAIL", 10**12)])) == 2.0
 
 

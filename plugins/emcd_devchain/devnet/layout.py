@@ -62,6 +62,11 @@ class DevnetLayout:
         return self.folder / "devchain.sqlite"
 
     @property
+    def models(self) -> Path:
+        """Where conf/devnet.toml has its roles look for models."""
+        return self.folder / "models"
+
+    @property
     def process(self) -> Path:
         return self.folder / "emcd.pid"
 

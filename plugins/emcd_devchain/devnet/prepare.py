@@ -1,4 +1,4 @@
-"""Makes a devnet's keys, chain, contracts, bindings and stakes, before any daemon runs.
+"""Makes a devnet's text model, keys, chain, contracts, bindings and stakes, before any daemon runs.
 
 Owns the devnet's folder until the daemon starts. Everything here happens once: a folder that has
 its devnet.json is used as it is. Invariants: every binding and stake is in a block before the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -16,16 +17,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import trio
 
 from emcd.chain import Chain, ChainConfig
 from emcd.chain.deploy import DeploymentPlan, deploy_network
 from emcd.chain.sender import send_call
 from emcd.errors import ConfigError
+from emcd.inference.manifest import model_hash
+from emcd.inference.minilm import MINILM_MANIFEST
+from emcd.inference.model_folder import read_manifest
+from emcd.inference.training.tiny import ensure_tiny
 from emcd.keys import SigningKey, generate_key, load_keystore, read_keystore_address, write_keystore
 from emcd.proto.messages import Binding
 from emcd.proto.network import Deployment, decode_deployment, encode_deployment
-from emcd.proto.params import DEVNET_ROUND_S, devnet_params
+from emcd.proto.params import DEVNET_ROUND_S, ModelStanding, NetworkParams, devnet_params
 from emcd_devchain.devnet.layout import CHAIN_ID, HOST, DevnetLayout
 from emcd_devchain.devnet.roster import (
     BOUND,
@@ -46,6 +52,8 @@ LEAD_S = 12
 HISTORY_S = 600
 """The offline blocks' timestamps begin this long before genesis, one second apart."""
 
+PACE_S = 5.0
+
 OFFLINE_POLL_S = 0.01
 """The offline chain mines at once."""
 
@@ -57,6 +65,8 @@ async def ensure_devnet(layout: DevnetLayout, say: Say) -> Deployment:
 
     Raises: ConfigError EMC-2230 when it was prepared for another hub port: endpoints are on its chain;
         EMC-2238 when a version with other participants prepared it.
+
+    A text model is trained first where there is none yet: about a minute, and before the genesis time is set.
     """
     if layout.summary.exists():
         made = json.loads(layout.summary.read_text())
@@ -64,16 +74,23 @@ async def ensure_devnet(layout: DevnetLayout, say: Say) -> Deployment:
             raise ConfigError("EMC-2230", f"the devnet in {layout.folder} has its hub at {made['hub_url']}")
         if missing := {member.name for member in BOUND} - {entry["name"] for entry in made["participants"]}:
             raise ConfigError("EMC-2238", f"{layout.folder} has no {', '.join(sorted(missing))}")
+        await trio.to_thread.run_sync(ensure_tiny, layout.models, _paced(say))
         return decode_deployment(layout.deployment.read_bytes(), str(layout.deployment))
     if layout.folder.exists():
         _clear_half_made(layout)
     layout.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tiny = await trio.to_thread.run_sync(ensure_tiny, layout.models, _paced(say))
+    catalogue = (model_hash(MINILM_MANIFEST), model_hash(read_manifest(tiny.parent, tiny.name)))
     say("making keys")
     keys = await trio.to_thread.run_sync(_make_keys, layout)
     round_s = DEVNET_ROUND_S
     genesis_s = (int(time.time()) + LEAD_S + round_s - 1) // round_s * round_s
     say("deploying the contracts, binding and staking")
-    deployment = await _build_chain(layout, keys, genesis_s)
+    params = msgspec.structs.replace(
+        devnet_params(genesis_s),
+        models=tuple((f"0x{name.hex()}", int(ModelStanding.ENFORCED)) for name in sorted(catalogue)),
+    )
+    deployment = await _build_chain(layout, keys, params)
     write_private(layout.deployment, encode_deployment(deployment))
     write_private(layout.summary, json.dumps(summary(layout, deployment), indent=2))
     return deployment
@@ -147,6 +164,19 @@ def open_key(layout: DevnetLayout, name: str) -> SigningKey:
     return load_keystore(keystore(layout, name), layout.password.read_text().strip())
 
 
+def _paced(say: Say) -> Say:
+    """A line every few seconds of what tells its progress more often."""
+    last_at = -math.inf
+
+    def paced(line: str) -> None:
+        nonlocal last_at
+        if time.monotonic() - last_at >= PACE_S:
+            last_at = time.monotonic()
+            say(line)
+
+    return paced
+
+
 def _make_keys(layout: DevnetLayout) -> dict[str, SigningKey]:
     password = secrets.token_urlsafe(18)
     write_private(layout.password, password + "\n")
@@ -160,8 +190,9 @@ def _make_keys(layout: DevnetLayout) -> dict[str, SigningKey]:
     return keys
 
 
-async def _build_chain(layout: DevnetLayout, keys: dict[str, SigningKey], genesis_s: int) -> Deployment:
-    params = devnet_params(genesis_s)
+async def _build_chain(
+    layout: DevnetLayout, keys: dict[str, SigningKey], params: NetworkParams
+) -> Deployment:
     wallets = {member: keys[member.wallet_name].address for member in MEMBERS}
     rest = GENESIS_SUPPLY_WEI - sum(m.holding_wei for m in MEMBERS if m is not FOUNDATION)
     plan = DeploymentPlan(
@@ -173,7 +204,7 @@ async def _build_chain(layout: DevnetLayout, keys: dict[str, SigningKey], genesi
     with prepare_chain(
         layout.chain,
         chain_id=CHAIN_ID,
-        timestamp_s=genesis_s - HISTORY_S,
+        timestamp_s=params.genesis_time_s - HISTORY_S,
         balances_wei=dict.fromkeys(wallets.values(), GAS_WEI),
     ) as offline:
         deployment = await deploy_network(offline, keys[FOUNDATION.name], plan, poll_s=OFFLINE_POLL_S)

@@ -1,7 +1,8 @@
 """Who takes part in the devnet, with which stake and how many tokens. Pure data.
 
-One hub, four validators, one router, three nodes (the third sells an int8 copy as the real model),
-one settler, one user who buys credits in the vault.
+One hub, four validators, one router, four nodes (the third sells an int8 copy as the real embedder, the
+fourth a text model without its last layer as the whole one), one settler, one user who buys credits in
+the vault.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ NODES = (
     Member("node-1", ParticipantRole.COMPUTE, 3_000, 180),
     Member("node-2", ParticipantRole.COMPUTE, 6_000, 30),
     Member("node-3", ParticipantRole.COMPUTE, 5_000, 90),
+    Member("node-4", ParticipantRole.COMPUTE, 5_000, 90),
 )
+CHEATS = NODES[2:]
 SETTLER = Member("settler", None)
 USER = Member("user", None)
 FOUNDATION = Member("foundation", None)

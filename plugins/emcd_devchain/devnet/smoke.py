@@ -23,12 +23,12 @@ from emcd.proto.network import Deployment
 from emcd_devchain.devnet.layout import DevnetLayout
 from emcd_devchain.devnet.prepare import open_key
 from emcd_devchain.devnet.process import require_alive
-from emcd_devchain.devnet.roster import NODES
+from emcd_devchain.devnet.roster import CHEATS, NODES, Member
 from emcd_devchain.devnet.view import CONVICTED, worst_statistic
 from emcd_devchain.devnet.watch import fetch_json, load_names, print_round
+from emcd_devchain.devnet.why import fetch_reasons
 
 PROVIDER = NODES[0]
-CHEAT = NODES[2]
 SMOKE_S = 300.0
 _CLOSED = ("closed", "attested", "published", "active")
 
@@ -58,22 +58,27 @@ async def prove_claim(layout: DevnetLayout, deployment: Deployment, console: Con
         console.print(f"{PROVIDER.name} asks for its rewards through round {number}")
         after_wei = await _wait_for_balance(layout, chain, wallet_key.address, before_wei)
         claimed_wei = await chain.distributor.fetch_claimed(wallet_key.address)
-        print_round(console, detail, load_names(layout))
+        names = load_names(layout)
+        await print_round(layout, console, detail, names)
         await _compare_books(layout, deployment, number, claimed_wei, wallet_key.address)
         received_wei, paid_wei = after_wei - before_wei, claimed_wei - claimed_before_wei
         _require(
             received_wei == paid_wei, f"the balance grew by {received_wei} wei, the contract paid {paid_wei}"
         )
-        statistic = _require_conviction(layout, detail)
+        convictions = {cheat.name: _require_conviction(layout, detail, cheat) for cheat in CHEATS}
+        reasons = {names[node]: text for node, text in (await fetch_reasons(layout, detail, names)).items()}
         console.print(
             f"{PROVIDER.name} claimed {format_token_floor(received_wei)} EMC; its balance on chain is "
-            f"{format_token_floor(after_wei)} EMC. {CHEAT.name} earned nothing: relative L2 {statistic:.1e}"
+            f"{format_token_floor(after_wei)} EMC. {' and '.join(convictions)} earned nothing."
         )
         return {
             "round": number,
             "claimed_wei": str(claimed_wei),
             "balance_wei": str(after_wei),
-            "cheat_statistic": statistic,
+            "convictions": {
+                name: {"statistic": statistic, "reason": reasons.get(name, "")}
+                for name, statistic in convictions.items()
+            },
             "seconds": round(time.monotonic() - began, 1),
             "participants": detail["participants"],
         }
@@ -81,7 +86,7 @@ async def prove_claim(layout: DevnetLayout, deployment: Deployment, console: Con
 
 
 async def _wait_for_reward(layout: DevnetLayout) -> tuple[int, dict[str, Any]]:
-    """The first closed round in which the provider earns and the cheat is convicted."""
+    """The first closed round in which the provider earns and every cheat is convicted."""
     seen: set[int] = set()
     while True:
         require_alive(layout)
@@ -93,8 +98,9 @@ async def _wait_for_reward(layout: DevnetLayout) -> tuple[int, dict[str, Any]]:
                 seen.add(number)
                 detail = await fetch_json(f"{layout.hub_url}/api/rounds/{number}")
                 rows = _rows_by_name(layout, detail)
-                provider, cheat = rows.get(PROVIDER.name), rows.get(CHEAT.name)
-                if provider and cheat and int(provider["reward_wei"]) > 0 and cheat["reason"] in CONVICTED:
+                if _has_reward(rows.get(PROVIDER.name)) and all(
+                    rows.get(cheat.name, {}).get("reason") in CONVICTED for cheat in CHEATS
+                ):
                     return number, detail
         except RecoverableError:
             pass
@@ -145,12 +151,16 @@ async def _compare_books(
     _require(total_wei >= claimed_wei > 0, f"the bundle gives {total_wei} wei, the chain paid {claimed_wei}")
 
 
-def _require_conviction(layout: DevnetLayout, detail: dict[str, Any]) -> float:
-    cheat = _rows_by_name(layout, detail)[CHEAT.name]
-    statistic = worst_statistic(cheat)
-    earned_wei = int(cheat["reward_wei"])
-    _require(earned_wei == 0, f"{CHEAT.name} serves another model and earns {earned_wei} wei")
-    _require(statistic is not None, f"{CHEAT.name} was convicted without a number")
+def _has_reward(row: dict[str, Any] | None) -> bool:
+    return row is not None and int(row["reward_wei"]) > 0
+
+
+def _require_conviction(layout: DevnetLayout, detail: dict[str, Any], cheat: Member) -> float:
+    row = _rows_by_name(layout, detail)[cheat.name]
+    statistic = worst_statistic(row)
+    earned_wei = int(row["reward_wei"])
+    _require(earned_wei == 0, f"{cheat.name} serves another model and earns {earned_wei} wei")
+    _require(statistic is not None, f"{cheat.name} was convicted without a number")
     assert statistic is not None
     return statistic
 

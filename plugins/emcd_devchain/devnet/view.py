@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rich.table import Table
 
-from emcd.accounting.verdict import EMBED_TAU_E12, NumericClass
 from emcd.money import format_credits_floor, format_token_floor
 
-STRIKES = ("FAIL", "GROSS")
+STRIKES = ("FAIL", "GROSS", "CLASS")
 CONVICTED = ("verdict", "suspended")
-ALLOWED = EMBED_TAU_E12[NumericClass.FP32] / 1e12
 _REASONS = {
     "unbound": "not bound to a wallet",
     "understaked": "stake under the minimum",
@@ -21,6 +20,7 @@ _REASONS = {
     "verdict": "does not run the model it sells",
     "no-success": "no successful call",
     "no-plan": "did not reveal its plan",
+    "mistake": "a verdict of its own was proven wrong",
 }
 
 
@@ -50,31 +50,46 @@ def round_table(detail: Mapping[str, Any], names: Mapping[str, str]) -> Table:
     return table
 
 
-def unpaid_lines(detail: Mapping[str, Any], names: Mapping[str, str]) -> list[str]:
-    """A line for everybody who earned nothing: why."""
+def unpaid_lines(
+    detail: Mapping[str, Any], names: Mapping[str, str], reasons: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """A line for everybody who earned nothing: why.
+
+    Args: `reasons`: by address, what is known of a conviction beyond the round's own words.
+    """
     return [
-        f"  {names.get(row['node'], row['node'])} earned nothing: {why_not(row)}"
+        f"  {names.get(row['node'], row['node'])} earned nothing: {why_not(row, reasons.get(row['node'], ''))}"
         for row in sorted(detail["participants"], key=lambda p: names.get(p["node"], p["node"]))
         if int(row["reward_wei"]) == 0
     ]
 
 
-def why_not(row: Mapping[str, Any]) -> str:
-    """The reason in plain words, with the number that convicted a node."""
+def why_not(row: Mapping[str, Any], found: str = "") -> str:
+    """The reason in plain words; of a convicted node what was `found`, or else the verdict."""
     reason = str(row["reason"])
     text = _REASONS.get(reason, reason)
     if reason == "" and int(row["credits_micro"]) == 0:
         return "no probe was drawn for it"
-    worst = worst_statistic(row)
+    worst = find_worst(row)
     if reason not in CONVICTED or worst is None:
         return text
-    return f"{text}: relative L2 {worst:.1e}, allowed {ALLOWED:.1e}"
+    return f"{text}: {found or worst['verdict'] + ' by a statistic of ' + _statistic(worst)}"
+
+
+def find_worst(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The strike with the largest statistic of a participant in the round, or None."""
+    strikes = [verdict for verdict in row["verdicts"] if verdict["verdict"] in STRIKES]
+    return max(strikes, key=lambda verdict: int(verdict["statistic_e12"]), default=None)
 
 
 def worst_statistic(row: Mapping[str, Any]) -> float | None:
     """The largest statistic of a participant's strikes in the round, or None."""
-    values = [int(v["statistic_e12"]) / 1e12 for v in row["verdicts"] if v["verdict"] in STRIKES]
-    return max(values, default=None)
+    worst = find_worst(row)
+    return None if worst is None else int(worst["statistic_e12"]) / 1e12
+
+
+def _statistic(verdict: Mapping[str, Any]) -> str:
+    return f"{int(verdict['statistic_e12']) / 1e12:.1e}"
 
 
 def _probes(row: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from emcd_devchain.devnet.layout import DevnetLayout
 from emcd_devchain.devnet.process import require_alive
 from emcd_devchain.devnet.roster import NODES
 from emcd_devchain.devnet.view import round_table, state_line, unpaid_lines
+from emcd_devchain.devnet.why import fetch_reasons
 
 POLL_S = 0.4
 START_S = 120.0
@@ -67,10 +68,13 @@ def load_names(layout: DevnetLayout) -> dict[str, str]:
     return {p["node_address"]: p["name"] for p in summary["participants"]}
 
 
-def print_round(console: Console, detail: Mapping[str, Any], names: Mapping[str, str]) -> None:
+async def print_round(
+    layout: DevnetLayout, console: Console, detail: Mapping[str, Any], names: Mapping[str, str]
+) -> None:
     """The table of a round, and why who got nothing."""
+    reasons = await fetch_reasons(layout, detail, names)
     console.print(round_table(detail, names))
-    for line in unpaid_lines(detail, names):
+    for line in unpaid_lines(detail, names, reasons):
         console.print(line, highlight=False)
 
 
@@ -96,7 +100,7 @@ class RoundTeller:
                 self._console.print(state_line({**entry, "state": step}), highlight=False)
                 if step == "closed":
                     detail = await fetch_json(f"{self._layout.hub_url}/api/rounds/{number}")
-                    print_round(self._console, detail, self._names)
+                    await print_round(self._layout, self._console, detail, self._names)
         for gone in [number for number in self._told if number < max(self._told) - 100]:
             del self._told[gone]
 
