@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,10 +18,16 @@ from emcd.inference.text_tokenizer import TextTokenizer
 from emcd.net.http_client import request
 from emcd.proto.control import ResponseHead, encode
 from emcd.proto.hashing import keccak
+from emcd.proto.openai import read_request
 from emcd.proto.openai_shape import Endpoint
+from emcd.proto.records import CallStatus
+from emcd_hub.calls.evidence import Piece
+from emcd_hub.calls.held import Held
 from emcd_hub.counts.count_row import DriftRow
 from emcd_hub.counts.drift import ENOUGH_CALLS
 from emcd_hub.counts.token_counter import NOTHING, CountJob, TokenCounter
+from emcd_hub.nodes.status import ModelInfo
+from emcd_hub.records.withheld import OVERCLAIM
 from tests.support.evidence_node import chat_logprobs
 from tests.support.hub_world import MODEL, HubWorld, StubNode, node_key, post, running_world, sse
 from tests.support.text_folder import make_text_folder
@@ -80,7 +87,7 @@ async def counting_world(
     folder: Path, **settings: Any
 ) -> AsyncIterator[tuple[HubWorld, Writer, TextManifest]]:
     models = folder / "models"
-    manifest = make_text_folder(models, MODEL)
+    manifest = make_text_folder(models, MODEL, "vllm")
     writer = Writer(models / MODEL)
     async with running_world(folder, **{"reconcile_share": 1.0, **settings}) as world:
         await world.add_node(StubNode(node_key(0), manifests=(manifest,), answer=writer.answer))
@@ -94,6 +101,39 @@ async def fetch_counts(world: HubWorld, number: int) -> list[dict[str, Any]]:
     while len(found) < number:
         found = (await request("GET", url)).json()["counts"]
     return found
+
+
+async def test_calls_of_several_prompts_and_those_that_the_credits_cut_are_not_counted(
+    tmp_path: Path,
+) -> None:
+    async with counting_world(tmp_path) as (world, _, manifest):
+        await post(world, ASKED, CHAT)
+        info = ModelInfo(b"m" * 32, MODEL, frozenset(), None, checked=manifest)
+        one = read_request(Endpoint.COMPLETIONS, b'{"model":"m","prompt":"a"}', evidence=True, seed=1)
+        two = read_request(Endpoint.COMPLETIONS, b'{"model":"m","prompt":["a","b"]}', evidence=True, seed=1)
+        offered: list[Any] = []
+        desk: Any = world.plane.counts
+        desk._send = SimpleNamespace(send_nowait=offered.append)
+
+        def offer(asked: Any, status: CallStatus, fault: str) -> int:
+            receipt = SimpleNamespace(input_tokens=5, output_tokens=9)
+            held = Held()
+            held.add(Piece(b"", 3, [1] * 1000, [b'"x"']))
+            call = SimpleNamespace(
+                held=held, info=info, forward=SimpleNamespace(call_id=b"c" * 16, node="0x")
+            )
+            ended = SimpleNamespace(
+                call=call, receipt=receipt, status=status, row=SimpleNamespace(fault=fault),
+                delivery=SimpleNamespace(finished_at_ms=1),
+            )  # fmt: skip
+            desk.offer(asked, ended)
+            return len(offered)
+
+        assert offer(one, CallStatus.CAPPED, "budget") == 0
+        assert offer(two, CallStatus.OK, "") == 0
+        assert offer(one, CallStatus.CAPPED, f"{OVERCLAIM}: (5, 9) claimed") == 1
+        assert offer(one, CallStatus.OK, "") == 2
+        assert offered[0].size > 40_000
 
 
 @pytest.mark.parametrize("stream", [False, True])

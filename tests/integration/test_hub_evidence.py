@@ -232,6 +232,9 @@ MALFORMED = {
     "choices are none": lambda table: table.update(choices={"logprobs": 1}),
     "ids are no numbers": set_choice(token_ids=["SECRET"]),
     "ids are no list": set_choice(token_ids={"SECRET": 1}),
+    "more choices than were asked for": lambda table: table.update(choices=[{}] * 2),
+    "the ids are withheld": set_choice(token_ids=None),
+    "the logprobs are withheld": set_choice(logprobs=None),
     "prompt ids are a text": lambda table: table.update(prompt_token_ids="SECRET"),
 }
 
@@ -376,6 +379,20 @@ async def test_hub_says_which_tokens_nobody_can_count(tmp_path: Path) -> None:
         headers = {"authorization": f"Bearer {world.api_key}"}
         page = await request("GET", f"{world.url}/api/account/statement", headers=headers)
         assert sum(line["uncounted_tokens"] for line in page.json()["usage"]) == 27
+
+
+async def test_what_engines_state_of_images_overflows_no_sum(tmp_path: Path) -> None:
+    most = 2**53 - 1
+    usage = {"input_tokens": 0, "output_tokens": most, "output_tokens_details": {"reasoning_tokens": most}}
+    body = msgspec.json.encode({"created": 1, "data": [], "usage": usage})
+    async with running_world(tmp_path, granted_micro=10**12) as world:
+        manifest = EngineManifest(name=MODEL, endpoints=("images",))
+        await world.add_node(
+            StubNode(node_key(0), manifests=(manifest,), answer=answer_with(200, body, (0, most)))
+        )
+        answer = await post(world, {"model": MODEL, "prompt": "x"}, "/v1/images/generations")
+        assert answer.status == 200
+        assert await world.rows("SELECT uncounted_tokens FROM hub_calls") == [(2**31 - 1,)]
 
 
 async def test_client_that_leaves_a_stream_with_evidence_pays_for_what_was_produced(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A node's whole answer: collected and judged. Nothing here waits but for the node.
+"""A node's whole answer: collected and judged. Nothing here waits but for the node, and for a thread.
 
 Invariant: an answer counts only with a receipt that fits it; nothing is charged before.
 """
@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import msgspec
+import trio
 
 from emcd.accounting.usage import Usage, read_usage
 from emcd.proto.control import CallEnd, ResponseHead, decode_part
@@ -18,7 +19,7 @@ from emcd.proto.openai_shape import JSON as JSON_TYPE
 from emcd.proto.openai_shape import Endpoint, error_body
 from emcd.proto.records import CallStatus, Receipt
 from emcd_hub.calls.context import CallContext, NodeFault
-from emcd_hub.calls.evidence import read_piece
+from emcd_hub.calls.evidence import MAX_POSITIONS, Bounds, read_piece, require_evidence
 from emcd_hub.calls.held import Held
 from emcd_hub.calls.receipt_check import Seen, find_receipt_fault, is_on_time
 from emcd_hub.calls.uncounted import MARK, read_uncounted, shows_reasoning
@@ -30,6 +31,8 @@ _CLIENT_FAULTS = frozenset((400, 413, 415, 422))
 _ANY_TOKENS = 2**53
 NO_USAGE = Usage(0, 0)
 LATE = "clock"
+LARGE_BYTES = 1 << 20
+"""An answer from this size on is judged beside the loop: to hash a megabyte takes 2.5 ms."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -155,14 +158,29 @@ def judge_answer(context: CallContext, answer: Answer) -> Judged:
     return Judged(status, receipt, body_hash, cost, remark, http_status, content_type, body)
 
 
+async def judge_aside(context: CallContext, answer: Answer) -> Judged:
+    """As `judge_answer`, beside the loop where it is large. Nothing cancels it: then it is recorded, too."""
+    if len(answer.body) < LARGE_BYTES:
+        judged = judge_answer(context, answer)
+    else:
+        with trio.CancelScope(shield=True):
+            judged = await trio.to_thread.run_sync(judge_answer, context, answer)
+    return judged
+
+
 def _take_evidence(context: CallContext, body: bytes) -> bytes:
     """What the client gets of an answer that has evidence in it. Raises: RemoteProtocolError EMC-1793."""
-    context.call.held = held = Held()
-    if context.request.endpoint is Endpoint.EMBEDDINGS:
+    request, call = context.request, context.call
+    call.held = held = Held(request.inputs)
+    if request.endpoint is Endpoint.EMBEDDINGS:
         return body
-    piece = read_piece(context.request.endpoint, body, context.request.hidden)
+    longest = (request.output_bound_tokens, call.info.context_tokens, MAX_POSITIONS)
+    bounds = Bounds(request.choices, min(tokens for tokens in longest if tokens is not None))
+    piece = read_piece(request.endpoint, body, request.hidden, bounds)
+    if call.owes_evidence:
+        require_evidence(piece)
     held.add(piece)
-    if context.request.hidden is not None and len(piece.data) > context.limits.answer_bytes:
+    if request.hidden is not None and len(piece.data) > context.limits.answer_bytes:
         raise NodeFault("size", "the node's answer is too large")
     return piece.data
 

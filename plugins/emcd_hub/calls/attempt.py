@@ -17,7 +17,7 @@ from emcd.proto.records import CallStatus, Receipt
 from emcd.proto.tunnel import StatedError
 from emcd_hub.api.reply import KeepingReply
 from emcd_hub.billing.book import AccountBook
-from emcd_hub.calls.answer import Answer, Judged, collect_answer, judge_answer, require_status
+from emcd_hub.calls.answer import Answer, Judged, collect_answer, judge_aside, require_status
 from emcd_hub.calls.context import CallContext, NodeFault
 from emcd_hub.calls.recorder import Settled
 from emcd_hub.calls.stream_relay import StreamRelay, make_relay
@@ -116,7 +116,7 @@ class Attempt:
                 self._give_back()
         if answer is None:
             raise NodeFault("timeout", "the node is silent")
-        judged = judge_answer(context, answer)
+        judged = await judge_aside(context, answer)
         settled = await context.settle(*judged[:5])
         self._report(judged.receipt, None)
         await self._reply(judged, settled)

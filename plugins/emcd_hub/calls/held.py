@@ -20,14 +20,20 @@ class Held:
     """An answer as far as it came.
 
     Attributes:
-        prompt_tokens, tokens: how many ids it names; None: none.
+        prompt_tokens, tokens: how many ids it names; None: none, or not all.
         ids, texts: of one choice; None once they are too many to be kept.
         pieces: parts with text in them; size: bytes of all texts.
     """
 
-    __slots__ = ("ids", "pieces", "prompt_tokens", "size", "texts", "tokens")
+    __slots__ = ("_is_bare", "_is_one", "ids", "pieces", "prompt_tokens", "size", "texts", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 1) -> None:
+        """
+        Args:
+            inputs: prompts of the call; of several, an answer names the first one's tokens, or each one's own.
+        """
+        self._is_one = inputs == 1
+        self._is_bare = False
         self.prompt_tokens: int | None = None
         self.tokens: int | None = None
         self.ids: list[int] | None = []
@@ -36,9 +42,11 @@ class Held:
 
     def add(self, piece: Piece) -> None:
         """The next part of it."""
-        if self.prompt_tokens is None:
+        if self.prompt_tokens is None and self._is_one:
             self.prompt_tokens = piece.prompt_tokens
-        if piece.ids is not None:
+        if piece.is_bare:
+            self._is_bare, self.tokens, self.ids = True, None, None
+        if piece.ids is not None and not self._is_bare:
             self.tokens = (self.tokens or 0) + len(piece.ids)
             if self.ids is not None:
                 self.ids += piece.ids

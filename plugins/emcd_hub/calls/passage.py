@@ -10,16 +10,25 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from emcd.accounting.event_stream import EventKind, StreamMeter, count_cut, event_data, make_splitter
+from emcd.accounting.event_stream import (
+    MAX_EVENT_BYTES,
+    EventKind,
+    StreamMeter,
+    count_cut,
+    event_data,
+    make_splitter,
+)
 from emcd.accounting.usage import Usage
-from emcd.errors import RecoverableError
+from emcd.errors import RecoverableError, RemoteProtocolError
 from emcd.proto.openai_shape import UpstreamRequest, error_body
-from emcd_hub.calls.evidence import read_piece
+from emcd_hub.calls.evidence import Bounds, read_piece, require_evidence
 from emcd_hub.calls.held import Held
 from emcd_hub.calls.sse import DONE_EVENT, make_cut, make_error
 from emcd_hub.calls.uncounted import MARK, REASONING, read_uncounted, shows_reasoning
 
 _FIRST_PIECES = 16
+_EVENT_POSITIONS = 2048
+"""Events carry a few tokens: one of more would keep the loop."""
 _QUIET = b":\n\n"
 """A comment: what says nothing but that the stream goes on."""
 
@@ -99,7 +108,7 @@ class EventPassage:
         self._held = b""
         self._first = b""
         self._events = 0
-        self.held = Held() if request.evidence else None
+        self.held = Held(request.inputs) if request.evidence else None
         self._reasoning = 0
         self._shows_reasoning = False
         self._looks = _FIRST_PIECES
@@ -190,6 +199,15 @@ class EventPassage:
 class EvidencePassage(EventPassage):
     """The events of a model that can be verified: token ids are counted, and what is hidden is taken out."""
 
+    def __init__(self, request: UpstreamRequest, owes_evidence: bool = False) -> None:
+        """
+        Args:
+            owes_evidence: a text without evidence is the node's fault.
+        """
+        super().__init__(request)
+        self._owes_evidence = owes_evidence
+        self._bounds = Bounds(request.choices, _EVENT_POSITIONS)
+
     def take(self, piece: bytes) -> bytes:
         if self._looks:
             self._look_for_reasoning(piece)
@@ -240,10 +258,19 @@ class EvidencePassage(EventPassage):
     def _tell(self, event: bytes, data: bytes) -> bytes:
         """An event as its client gets it. Raises: RemoteProtocolError EMC-1793."""
         request, held = self._request, self.held
-        piece = read_piece(request.endpoint, data, request.hidden)
+        if len(data) > MAX_EVENT_BYTES:
+            raise RemoteProtocolError("EMC-1793", f"an event of more than {MAX_EVENT_BYTES} bytes")
+        piece = read_piece(request.endpoint, data, request.hidden, self._bounds)
+        if self._owes_evidence:
+            require_evidence(piece)
         assert held is not None
         held.add(piece)
-        return event if request.hidden is None else b"data: %b\n\n" % piece.data
+        if request.hidden is None:
+            return event
+        told = piece.data
+        if b"\n" in told or b"\r" in told:  # between its values: in an event a line ends there
+            told = told.replace(b"\n", b" ").replace(b"\r", b" ")
+        return b"data: %b\n\n" % told
 
 
 def _is_one_line(piece: bytes) -> bool:

@@ -19,6 +19,7 @@ import trio
 
 from emcd.accounting.price import charge_call_ceil
 from emcd.clock import Clock
+from emcd.inference.manifest import EMBEDDED_ENGINE, TextManifest
 from emcd.ledger import Ledger
 from emcd.proto.control import CallMeta
 from emcd.proto.openai_shape import Once, UpstreamRequest
@@ -37,6 +38,8 @@ from emcd_hub.records.withheld import find_withheld
 _POOL_BYTES = 65_536
 """Random bytes drawn at once: the kernel is asked once for 6,500 call ids."""
 _TAIL_BYTES = 10
+_MOST_UNCOUNTED = 2**31 - 1
+"""Kept of one call: the sums of a round's calls stay within 64 bits, whatever engines state."""
 _ENDED_EARLY = frozenset((CallStatus.CANCELLED, CallStatus.CAPPED))
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -69,6 +72,12 @@ class OpenCall(msgspec.Struct, eq=False):
     seed: int | None = None
     uncounted_tokens: int = 0
     held: Held | None = None
+
+    @property
+    def owes_evidence(self) -> bool:
+        """Whether its node always has the evidence of a text."""
+        manifest = self.info.checked
+        return isinstance(manifest, TextManifest) and manifest.engine == EMBEDDED_ENGINE
 
     def find_proven(self, claimed: tuple[int, int]) -> tuple[int, int]:
         """Input and output tokens, as far as they can be proven where that is possible."""
@@ -300,7 +309,7 @@ class CallRecorder:
             key.key_id,
             call.withheld,
             call.seed,
-            0 if receipt is None else min(call.uncounted_tokens, receipt.output_tokens),
+            0 if receipt is None else min(call.uncounted_tokens, receipt.output_tokens, _MOST_UNCOUNTED),
         )
 
     def _draw_call_id(self, now_ms: int) -> bytes:

@@ -52,7 +52,11 @@ def make_relay(
     if head.status != 200 or not request.stream:
         return None
     if kind == _EVENTS:
-        passage = EvidencePassage(request) if request.evidence else EventPassage(request)
+        passage = (
+            EvidencePassage(request, context.call.owes_evidence)
+            if request.evidence
+            else EventPassage(request)
+        )
         return StreamRelay(context, book, input_bound_tokens, passage, kind)
     if request.endpoint is Endpoint.SPEECH and kind not in ("", JSON):
         return StreamRelay(context, book, input_bound_tokens, SoundPassage(), kind)

@@ -19,16 +19,15 @@ import msgspec
 import trio
 from trio.lowlevel import Abort, Task
 
+from emcd.errors import EmcdError
 from emcd.net.wake import WOKEN
 from emcd.proto.tunnel_hub import HubCall
-from emcd_hub.calls.answer import Answer, Judged, judge_answer, read_answer
+from emcd_hub.calls.answer import LARGE_BYTES, Answer, Judged, judge_answer, judge_aside, read_answer
 from emcd_hub.calls.context import CallContext, NodeFault
 from emcd_hub.calls.recorder import Settled
 from emcd_hub.calls.sweep import CallSweep
 from emcd_hub.nodes.link import NodeLink
 
-LARGE_BYTES = 1 << 20
-"""An answer from this size on is judged beside the loop: to hash a megabyte takes 2.5 ms."""
 LEAVE_S = 1.0
 """How long a node may take to say what it did of a call whose client left."""
 
@@ -77,16 +76,11 @@ class WholeCall(msgspec.Struct, eq=False):
         if self._error is not None:
             raise self._error
         if self._answer is not None:
-            await self._judge_aside(self._answer)
+            self._judged = await judge_aside(context, self._answer)
         assert self._judged is not None
         if self._settled is None:  # the ledger's queue is full: wait for room in it
             self._settled = await context.settle(*self._judged[:5])
         return self._judged, self._settled
-
-    async def _judge_aside(self, answer: Answer) -> None:
-        """Judge a large answer beside the loop. Nothing cancels it: then it is recorded, too."""
-        with trio.CancelScope(shield=True):
-            self._judged = await trio.to_thread.run_sync(judge_answer, self._context, answer)
 
     async def leave(self) -> Judged | None:
         """The client left: stop the node, and take what it did, if it says so in time."""
@@ -98,6 +92,11 @@ class WholeCall(msgspec.Struct, eq=False):
             self._link.cancel(upstream)
             with trio.CancelScope(deadline=trio.current_time() + LEAVE_S, shield=True):
                 await self._left.wait()
+            if self._answer is not None:
+                try:
+                    self._judged = await judge_aside(self._context, self._answer)
+                except (NodeFault, EmcdError) as exc:
+                    self._error = exc
         if self._judged is None and self._error is None:
             self._link.drop(upstream)
         return self._judged
@@ -133,14 +132,14 @@ class WholeCall(msgspec.Struct, eq=False):
             assert upstream.head is not None
             assert upstream.end is not None
             answer = read_answer(upstream.head, upstream.body(), upstream.end)
-            if len(answer.body) >= LARGE_BYTES and self._task is not None:
+            if len(answer.body) >= LARGE_BYTES:
                 self._answer = answer
                 self._wake(None)
-                return
-            judged = judge_answer(self._context, answer)
-            self._judged = judged
-            if self._task is not None:
-                self._record(judged)
+            else:
+                judged = judge_answer(self._context, answer)
+                self._judged = judged
+                if self._task is not None:
+                    self._record(judged)
         except Exception as exc:  # noqa: BLE001 -- whatever it is, the task that waits for the call raises it
             self._wake(exc)
         if self._left is not None:

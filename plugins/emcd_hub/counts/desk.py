@@ -25,12 +25,14 @@ from emcd_hub.calls.recorder import Settled
 from emcd_hub.counts.count_row import CountRow, DriftRow, load_drifts, write_counts
 from emcd_hub.counts.drift import add_count, is_answer_over, is_prompt_over, is_systematic
 from emcd_hub.counts.token_counter import CountJob, TokenCounter
+from emcd_hub.records.withheld import OVERCLAIM
 
 MAX_JOBS = 256
 MAX_BYTES = 32 * 1024 * 1024
 MAX_SUMS = 65_536
 _AT_ONCE = 32
-_FINISHED = frozenset((CallStatus.OK, CallStatus.CAPPED))
+_ID_BYTES = 40
+"""What a token id costs in memory."""
 _COUNTED = counter(
     "emcd_hub_calls_counted_total",
     "Calls whose tokens were counted again, by what came of it.",
@@ -92,8 +94,10 @@ class CountDesk:
         """A call with evidence is on disk. Never waits."""
         call, receipt = settled.call, settled.receipt
         held = call.held
-        if held is None or receipt is None or call.info.checked is None or settled.status not in _FINISHED:
+        if held is None or receipt is None or call.info.checked is None or not _is_finished(settled):
             return
+        if request.inputs > 1 and request.endpoint is not Endpoint.EMBEDDINGS:
+            return  # its texts are several answers
         claimed = (receipt.input_tokens, receipt.output_tokens)
         odd = request.endpoint is not Endpoint.EMBEDDINGS and _is_odd(claimed, held)
         delivery, forward = settled.delivery, call.forward
@@ -108,7 +112,7 @@ class CountDesk:
         )  # fmt: skip
         ids = None if held.tokens is None else held.ids
         job = CountJob(request.endpoint, call.info.model_hash, request.body, ids, held.texts)
-        size = len(request.body) + held.size
+        size = len(request.body) + held.size + _ID_BYTES * len(ids or ())
         if self._bytes + size > MAX_BYTES:
             _COUNTED.labels("left_out").inc()
             return
@@ -169,6 +173,13 @@ class CountDesk:
                     node=sums.node, model=sums.model_hash.hex(), calls=sums.calls,
                     prompts_over=sums.prompts_over, answers_over=sums.answers_over, unspelled=sums.unspelled,
                 )  # fmt: skip
+
+
+def _is_finished(settled: Settled) -> bool:
+    """Whether a call came to its end: of one that the credits cut, both sides only guess the tokens."""
+    if settled.status is CallStatus.CAPPED:
+        return settled.row.fault.startswith(OVERCLAIM)
+    return settled.status is CallStatus.OK
 
 
 def _is_odd(claimed: tuple[int, int], held: Held) -> bool:
