@@ -107,7 +107,7 @@ class VoteRule:
 def require_vote(
     terms: RoundTerms, entry: VoteEntry, votable: Mapping[bytes, bytes], *, signatures: bool = True
 ) -> None:
-    """One vote a call and validator, about answers to revealed probes alone: so their number is bounded.
+    """One vote a call and validator, about proven answers to revealed probes alone: so they are bounded.
 
     Args: `votable`: the receipt hash of every call that may be voted on (`ProbeOutcome.votable`). Only
     who says ERROR, since it saw no evidence, need not know the receipt: zero.

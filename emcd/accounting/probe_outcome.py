@@ -2,9 +2,10 @@
 
 A verdict on an answer needs the answer: it is backed by a call of the bundle with its node, its
 request and its response; an ERROR needs the call alone, or none where the node answered nobody in the
-round. One call backs one probe, that
-whose planned time is nearest to the call's start; a planned time is drawn from the seed that its
-validator committed to, so that copying another's probe gains nothing.
+round. Where the call has a proven answer an ERROR is a word on it like any other: it is voted on and
+drawn to be judged again. One call backs one probe, that whose planned time is nearest to the call's
+start; a planned time is drawn from the seed that its validator committed to, so that copying another's
+probe gains nothing.
 
 A router earns by the probes alone: the hub names the router of a call, and so could favour one with
 calls that nobody asked for, but it does not know which calls are probes, and the node's receipt is over
@@ -21,7 +22,6 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 
 from emcd.accounting.assignment import draw_time_ms
-from emcd.accounting.evidence_rule import NO_CALL
 from emcd.accounting.tally import CallTally, NodeTally, ProbedCall
 from emcd.accounting.terms import RoundTerms
 from emcd.proto.address import address_bytes
@@ -32,7 +32,10 @@ from emcd.types import ZERO_ADDRESS, Address
 
 @dataclass(frozen=True)
 class BackedProbe:
-    """A revealed probe that a call backs; `counts`: the call may earn."""
+    """A revealed probe that a call backs.
+
+    `counts`: the call may earn. `is_answered`: its answer is proven, so that others can judge it too.
+    """
 
     prober: Address
     node: Address
@@ -42,6 +45,7 @@ class BackedProbe:
     verdict: Verdict
     statistic_e12: int
     counts: bool
+    is_answered: bool
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,7 @@ class ProbeOutcome:
     @property
     def votable(self) -> dict[bytes, bytes]:
         """The receipt hash by call id of every probe that was answered: what may be voted on."""
-        return {
-            probe.call_id: probe.receipt_hash for probe in self.probes if probe.verdict is not Verdict.ERROR
-        }
+        return {probe.call_id: probe.receipt_hash for probe in self.probes if probe.is_answered}
 
 
 def compute_probe_outcome(
@@ -95,6 +97,7 @@ def _as_backed(prober: Address, probe: ProbeResult, call: ProbedCall) -> BackedP
         Verdict(probe.verdict),
         probe.statistic_e12,
         call.counts,
+        call.is_proven,
     )
 
 
@@ -147,6 +150,6 @@ def _is_done(probe: ProbeResult, tally: CallTally, *, is_backed: bool, is_online
     """
     if probe.verdict == Verdict.OFFLINE:
         return not is_online
-    if probe.verdict == Verdict.ERROR and probe.call_id == NO_CALL:
+    if probe.verdict == Verdict.ERROR and not is_backed:
         return not tally.nodes.get(probe.node, NodeTally()).counted_calls
     return is_backed

@@ -1,8 +1,9 @@
-"""Who has to judge again which probe that another validator called a PASS.
+"""Who has to judge again which answer that its prober called no strike.
 
-A strike is judged by everybody, a PASS by its prober alone, who may be lazy, bought or the node's own.
-So each PASS is drawn by some other validator with the chance `recheck_bps`: weighted by power, from that
-validator's committed seed, so that nobody else knows before it reveals, and nobody chooses.
+A strike is judged by everybody; a PASS, a TEMPLATE or an ERROR by its prober alone, who may be lazy,
+bought or the node's own. So each answer of these is drawn by some other validator with the chance
+`recheck_bps`: weighted by power, from that validator's committed seed, so that nobody else knows before
+it reveals, and nobody chooses.
 Source: VERIFICATION 4, "Lazy or bought validators".
 """
 
@@ -27,7 +28,7 @@ def is_recheck(
     powers: Mapping[Address, int],
     params: NetworkParams,
 ) -> bool:
-    """Whether the validator has to judge the call that the prober called a PASS.
+    """Whether the validator has to judge the call that the prober called no strike.
 
     Args: `seed` the validator's own of the round; `powers` the epoch's frozen set. The chances of all
     validators but the prober add up to `recheck_bps`.
@@ -42,18 +43,18 @@ def is_recheck(
 
 def draw_rechecks(
     reveals: Iterable[RevealEntry],
-    passed: Mapping[bytes, Address],
+    listed: Mapping[bytes, Address],
     powers: Mapping[Address, int],
     params: NetworkParams,
 ) -> frozenset[tuple[Address, bytes]]:
     """Validator and call of every re-check that the revealed seeds draw.
 
-    Args: `passed` the prober by the id of every call that was called a PASS.
+    Args: `listed` the prober by the id of every answered call that was called no strike.
     """
     seeds = [(entry.reveal.validator, entry.reveal.seed) for entry in reveals]
     return frozenset(
         (validator, call_id)
         for validator, seed in seeds
-        for call_id, prober in passed.items()
+        for call_id, prober in listed.items()
         if is_recheck(seed, call_id, validator, prober, powers, params)
     )

@@ -10,9 +10,12 @@ until the thresholds are calibrated; GROSS strikes. Of a delisted model probes e
 struck or at fault, since what is wrong is the catalogue; calls that users paid stay paid: the node did
 the work at the price it was promised, and the hub stops routing to the model from the same epoch on.
 
-A mistake is a ballot that a ruling contradicts so far that no two honest judges can: a GROSS on one side,
-or statistics more than a factor 2 apart. A node that answers exactly at a threshold splits honest judges,
-who saw the same number: that fines nobody.
+To say that an answer can't be judged is a word on it too. A prober's ERROR or TEMPLATE is work done unless
+the quorum rules PASS or a strike, or saw no evidence of it.
+
+A mistake is a ballot that a ruling contradicts so far that no two honest judges can: statistics more than
+a factor 2 apart, where a prober's ERROR or TEMPLATE has none, which is 0. A node that answers exactly at a
+threshold splits honest judges, who saw the same number: that fines nobody, however their own runs differ.
 Invariants: no order of ballots changes anything; with less than 1/3 of the power dishonest no strike
 stands, and no mistake is proven, against what all the honest say.
 """
@@ -30,18 +33,26 @@ from emcd.accounting.recheck import draw_rechecks
 from emcd.accounting.suspension import Strike
 from emcd.accounting.terms import RoundTerms
 from emcd.proto.bundle import RevealEntry, VoteEntry
-from emcd.proto.messages import Verdict
+from emcd.proto.messages import Verdict, Vote
 from emcd.proto.params import ModelStanding
-from emcd.types import Address
+from emcd.types import ZERO_HASH, Address
 
 CLEAR_FACTOR = 2
 
 
 class Ballot(NamedTuple):
-    """One validator's word on one call."""
+    """One validator's word on one call; `saw_nothing`: ERROR, since no evidence was shown."""
 
     verdict: Verdict
     statistic_e12: int
+    saw_nothing: bool = False
+
+
+def read_ballot(vote: Vote) -> Ballot:
+    """A vote as a ballot."""
+    verdict = Verdict(vote.verdict)
+    saw_nothing = verdict is Verdict.ERROR and vote.receipt_hash == ZERO_HASH
+    return Ballot(verdict, vote.statistic_e12, saw_nothing)
 
 
 @dataclass(frozen=True)
@@ -79,8 +90,7 @@ def compute_rulings(
     """
     cast: dict[bytes, dict[Address, Ballot]] = {}
     for entry in votes:
-        ballot = Ballot(Verdict(entry.vote.verdict), entry.vote.statistic_e12)
-        cast.setdefault(entry.vote.call_id, {})[entry.vote.validator] = ballot
+        cast.setdefault(entry.vote.call_id, {})[entry.vote.validator] = read_ballot(entry.vote)
     done = Counter(outcome.done)
     passed: Counter[Address] = Counter()
     strikes: list[Strike] = []
@@ -89,14 +99,14 @@ def compute_rulings(
     rulings: dict[bytes, Verdict | None] = {}
     for probe in outcome.probes:
         ballots = ballots_on(probe, cast.get(probe.call_id, {}))
-        ruling = None if probe.verdict is Verdict.ERROR else find_ruling(terms, ballots)
+        ruling = find_ruling(terms, ballots) if probe.is_answered else None
         rulings[probe.call_id] = ruling
         standing = terms.params.standing_of(probe.model_hash)
-        done[probe.prober] -= ruling is Verdict.ERROR
+        done[probe.prober] -= is_undone(terms, probe.verdict, ballots, ruling, standing)
         passed[probe.node] += probe.counts and is_passed(probe.verdict, ruling, standing)
         if ruling is None or standing is ModelStanding.DELISTED:
             continue
-        mistaken |= find_mistaken(terms.powers, ballots, ruling)
+        mistaken |= find_mistaken(terms.powers, ballots, ruling, probe.prober)
         if ruling.is_strike:
             kept = strikes if is_counted(ruling, standing) else shadowed
             kept.append(Strike(probe.node, probe.call_id, ruling))
@@ -134,6 +144,34 @@ def find_ruling(terms: RoundTerms, ballots: Mapping[Address, Ballot]) -> Verdict
     return next((v for v in (Verdict.PASS, Verdict.ERROR) if terms.is_quorum(power[v])), None)
 
 
+def is_undone(
+    terms: RoundTerms,
+    verdict: Verdict,
+    ballots: Mapping[Address, Ballot],
+    ruling: Verdict | None,
+    standing: ModelStanding,
+) -> bool:
+    """Whether the prober's work on an answer is none.
+
+    It showed no evidence, or found nothing to judge where the quorum did.
+    """
+    if ruling is Verdict.ERROR:
+        unseen = sum(terms.powers[voter] for voter, ballot in ballots.items() if ballot.saw_nothing)
+        return verdict is not Verdict.ERROR or terms.is_quorum(unseen)
+    is_evasive = verdict in (Verdict.TEMPLATE, Verdict.ERROR)
+    return is_evasive and ruling is not None and standing is not ModelStanding.DELISTED
+
+
+def is_work(verdict: Verdict, ruling: Verdict | None) -> bool:
+    """Whether a re-checker's vote is work done.
+
+    To say ERROR is easy, so it is only where the quorum says it too; TEMPLATE where none rules otherwise.
+    """
+    if verdict is Verdict.TEMPLATE:
+        return ruling in (None, Verdict.ERROR)
+    return verdict is Verdict.PASS or verdict.is_strike or verdict is ruling is Verdict.ERROR
+
+
 def is_counted(ruling: Verdict, standing: ModelStanding) -> bool:
     """Whether a strike costs its node anything."""
     if standing is ModelStanding.SHADOW:
@@ -153,9 +191,12 @@ def is_passed(verdict: Verdict, ruling: Verdict | None, standing: ModelStanding)
 
 
 def find_mistaken(
-    powers: Mapping[Address, int], ballots: Mapping[Address, Ballot], ruling: Verdict
+    powers: Mapping[Address, int], ballots: Mapping[Address, Ballot], ruling: Verdict, prober: Address
 ) -> set[Address]:
-    """The authors of ballots that the ruling proves wrong."""
+    """The authors of ballots that the ruling proves wrong.
+
+    A voter that says ERROR or TEMPLATE is not at fault: it may not have been shown what others were.
+    """
     if ruling is Verdict.ERROR:
         return set()
     agreeing = {
@@ -168,15 +209,14 @@ def find_mistaken(
         voter
         for voter, ballot in ballots.items()
         if voter not in agreeing
-        and (ballot.verdict is Verdict.PASS or ballot.verdict.is_strike)
-        and _is_clear(ballot, ruling, middle)
+        and (ballot.verdict is Verdict.PASS or ballot.verdict.is_strike or voter == prober)
+        and _is_clear(ballot, middle)
     }
 
 
-def _is_clear(ballot: Ballot, ruling: Verdict, middle: int) -> bool:
-    if Verdict.GROSS in (ruling, ballot.verdict):
-        return True
-    low, high = sorted((ballot.statistic_e12, middle))
+def _is_clear(ballot: Ballot, middle: int) -> bool:
+    has_statistic = ballot.verdict is Verdict.PASS or ballot.verdict.is_strike
+    low, high = sorted((ballot.statistic_e12 if has_statistic else 0, middle))
     return high > CLEAR_FACTOR * low
 
 
@@ -198,14 +238,12 @@ def _count_rechecks(
     cast: Mapping[bytes, Mapping[Address, Ballot]],
     rulings: Mapping[bytes, Verdict | None],
 ) -> tuple[Counter[Address], Counter[Address]]:
-    """Re-checks drawn and done, by validator.
-
-    To say ERROR is easy, so it is work only where the quorum saw no evidence either.
-    """
+    """Re-checks drawn and done, by validator."""
     listed = {
         probe.call_id: probe.prober
         for probe in outcome.probes
-        if probe.verdict is Verdict.PASS
+        if probe.is_answered
+        and not probe.verdict.is_strike
         and terms.params.standing_of(probe.model_hash) is not ModelStanding.DELISTED
     }
     drawn = draw_rechecks(reveals, listed, terms.powers, terms.params)
@@ -214,5 +252,5 @@ def _count_rechecks(
     for validator, call_id in drawn:
         ballot = cast.get(call_id, {}).get(validator)
         if ballot is not None:
-            rechecked[validator] += ballot.verdict is not Verdict.ERROR or rulings[call_id] is Verdict.ERROR
+            rechecked[validator] += is_work(ballot.verdict, rulings[call_id])
     return rechecks, +rechecked

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from emcd.accounting.evidence_rule import NO_CALL
 from emcd.accounting.recheck import draw_rechecks
-from emcd.accounting.ruling import Ballot, find_mistaken, find_ruling, is_passed
+from emcd.accounting.ruling import (
+    Ballot,
+    find_mistaken,
+    find_ruling,
+    is_passed,
+    is_undone,
+    is_work,
+    read_ballot,
+)
 from emcd.accounting.terms import RoundTerms, make_terms
 from emcd.proto.bundle import Bundle, CallEntry, ProbeResult
 from emcd.proto.messages import Verdict
@@ -38,6 +46,10 @@ class _Judged(NamedTuple):
     probe: ProbeResult
     ballots: dict[Address, Ballot]
     ruling: Verdict | None
+    is_listed: bool
+    """Whether it may be drawn to be judged again."""
+    is_undone: bool
+    """Whether its prober's work on it counts for none."""
 
 
 def tell_probe(bundle: Bundle, call: CallEntry) -> tuple[bool, str] | None:
@@ -83,19 +95,15 @@ def tell_work(bundle: Bundle, validator: Address) -> str:
     """What a validator had to do and which of its re-checks are missing."""
     terms = _terms(bundle)
     judged = list(_judged(bundle))
-    passed = {
-        item.probe.call_id: item.prober
-        for item in judged
-        if item.probe.verdict == Verdict.PASS and item.probe.call_id != NO_CALL
-    }
+    listed = {item.probe.call_id: item.prober for item in judged if item.is_listed}
     reveals = [entry for entry in bundle.reveals if entry.reveal.validator == validator]
-    drawn = {call_id for _, call_id in draw_rechecks(reveals, passed, terms.powers, terms.params)}
+    drawn = {call_id for _, call_id in draw_rechecks(reveals, listed, terms.powers, terms.params)}
     done = {
         item.probe.call_id
         for item in judged
         if item.probe.call_id in drawn
         and validator in item.ballots
-        and (item.ballots[validator].verdict is not Verdict.ERROR or item.ruling is Verdict.ERROR)
+        and is_work(item.ballots[validator].verdict, item.ruling)
     }
     words = f"{len(done)} of {len(drawn)} re-checks done"
     return words + (f", missed: {_list_calls(drawn - done)}" if drawn - done else "")
@@ -105,12 +113,12 @@ def tell_mistakes(bundle: Bundle, validator: Address) -> str:
     """Which of a validator's words were proven wrong."""
     terms = _terms(bundle)
     found = [
-        f"{_name(*item.ballots[validator])} on {format_call_id(item.probe.call_id)}, where more than 2/3 of the"
+        f"{_name(*item.ballots[validator][:2])} on {format_call_id(item.probe.call_id)}, where more than 2/3 of the"
         f" power say {item.ruling.name}"
         for item in _judged(bundle)
         if item.ruling is not None
         and validator in item.ballots
-        and validator in find_mistaken(terms.powers, item.ballots, item.ruling)
+        and validator in find_mistaken(terms.powers, item.ballots, item.ruling, item.prober)
     ]
     return "; ".join(found)
 
@@ -119,15 +127,34 @@ def _judged(bundle: Bundle) -> Iterator[_Judged]:
     terms = _terms(bundle)
     votes: dict[bytes, dict[Address, Ballot]] = {}
     for entry in bundle.votes:
-        ballot = Ballot(Verdict(entry.vote.verdict), entry.vote.statistic_e12)
-        votes.setdefault(entry.vote.call_id, {})[entry.vote.validator] = ballot
+        votes.setdefault(entry.vote.call_id, {})[entry.vote.validator] = read_ballot(entry.vote)
+    calls = {entry.forward.call_id: entry for entry in bundle.calls}
     for reveal in bundle.reveals:
         prober = reveal.reveal.validator
         for probe in reveal.probes:
             own = Ballot(Verdict(probe.verdict), probe.statistic_e12)
             ballots = {**votes.get(probe.call_id, {}), prober: own}
-            ruling = None if probe.verdict == Verdict.ERROR else find_ruling(terms, ballots)
-            yield _Judged(prober, probe, ballots, ruling)
+            call = calls.get(probe.call_id)
+            is_answered = _is_answered(probe, call)
+            ruling = find_ruling(terms, ballots) if is_answered or probe.call_id in votes else None
+            standing = ModelStanding.SHADOW
+            if call is not None:
+                standing = bundle.header.params.standing_of(call.forward.model_hash)
+            yield _Judged(
+                prober,
+                probe,
+                ballots,
+                ruling,
+                is_answered and not Verdict(probe.verdict).is_strike,
+                is_undone(terms, Verdict(probe.verdict), ballots, ruling, standing),
+            )
+
+
+def _is_answered(probe: ProbeResult, call: CallEntry | None) -> bool:
+    """Whether the probe names an answer that others can judge; an ERROR needs its call to tell."""
+    if probe.verdict != Verdict.ERROR:
+        return probe.call_id != NO_CALL
+    return call is not None and None not in (call.forward_ref, call.receipt_ref, call.delivery_ref)
 
 
 def _terms(bundle: Bundle) -> RoundTerms:
@@ -135,10 +162,11 @@ def _terms(bundle: Bundle) -> RoundTerms:
 
 
 def _tell_ruling(item: _Judged) -> list[str]:
-    if item.ruling is Verdict.ERROR:
+    if item.ruling is Verdict.ERROR and item.is_undone:
         return ["its prober showed its evidence to nobody, so that it does not count"]
     if item.ruling is not None and item.ruling != item.probe.verdict:
-        return [f"more than 2/3 of the power say {item.ruling.name}: {_MEANINGS[item.ruling]}"]
+        words = [f"more than 2/3 of the power say {item.ruling.name}: {_MEANINGS[item.ruling]}"]
+        return words + (["its prober did no work on it"] if item.is_undone else [])
     if item.ruling is not None:
         return ["more than 2/3 of the power agree"]
     if Verdict(item.probe.verdict).is_strike:

@@ -133,16 +133,25 @@ def flatten_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_chat_prompt(
-    template: ChatTemplate, tokenizer: TextTokenizer, messages: Sequence[Mapping[str, Any]], bos: int | None
+    template: ChatTemplate,
+    tokenizer: TextTokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    bos: int | None,
+    most: int | None = None,
 ) -> list[int]:
-    """The tokens of a conversation, as node and validator both make them. Raises: TemplateRefused EMC-1654."""
+    """The tokens of a conversation, as node and validator both make them.
+
+    Raises: TemplateRefused EMC-1654; TooManyTokens when a long one has surely more than `most`.
+    """
     text = template.render([flatten_message(message) for message in messages])
-    return _begin(tokenizer.encode(text, specials=False), bos)
+    return _begin(tokenizer.encode(text, specials=False, most=most), bos)
 
 
-def make_text_prompt(tokenizer: TextTokenizer, text: str, bos: int | None) -> list[int]:
-    """The tokens of a text to be completed, as node and validator both make them."""
-    return _begin(tokenizer.encode(text, specials=True), bos)
+def make_text_prompt(
+    tokenizer: TextTokenizer, text: str, bos: int | None, most: int | None = None
+) -> list[int]:
+    """The tokens of a text to be completed, as node and validator both make them. Raises: TooManyTokens."""
+    return _begin(tokenizer.encode(text, specials=True, most=most), bos)
 
 
 def _begin(ids: list[int], bos: int | None) -> list[int]:

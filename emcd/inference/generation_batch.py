@@ -22,7 +22,7 @@ import numpy as np
 
 from emcd.errors import RecoverableError
 from emcd.inference.decoder_session import Cache, DecoderSession, Ids, Logits
-from emcd.inference.token_choice import Choice, Sampling, choose_tokens
+from emcd.inference.token_choice import Choice, Sampling, choose_tokens, find_broken_rows
 
 MAX_SHARED_PROMPT = 128
 """Tokens of a prompt up to which it is read with others: from there on a run alone fills the cores."""
@@ -225,11 +225,16 @@ class GenerationBatch:
 
 
 def _choose(texts: Sequence[WritingText], logits: Logits, result: StepResult) -> list[WritingText]:
-    """Choose the next tokens of texts."""
+    """Choose the next tokens of texts; one whose logits are no numbers fails by itself."""
     try:
         choices = choose_tokens(logits, [(text.sampling, text.made) for text in texts])
     except RecoverableError as exc:
-        return _fail(texts, result, exc)
+        broken = find_broken_rows(logits)
+        sound = [row for row in range(len(texts)) if row not in broken]
+        if not (broken and sound):
+            return _fail(texts, result, exc)
+        failed = _fail([texts[row] for row in broken], result, exc)
+        return failed + _choose([texts[row] for row in sound], logits[sound], result)
     done = []
     for text, choice in zip(texts, choices, strict=True):
         text.tokens.append(choice.token)

@@ -62,12 +62,14 @@ class GenerationRequest:
     Args:
         prompt: at least one token; with `max_tokens` within the model's context.
         stop_texts: the answer ends before the first of them.
+        in_pieces: False: one piece at the end, and the loop is not woken up for every token.
     """
 
     prompt: list[int]
     max_tokens: int
     sampling: Sampling
     stop_texts: tuple[str, ...] = ()
+    in_pieces: bool = True
 
 
 class Piece(NamedTuple):
@@ -88,6 +90,8 @@ class Generation(WritingText):
 
     max_tokens: int
     answer: AnswerText
+    in_pieces: bool
+    said: str = ""
     choices: list[Choice] = field(default_factory=list)
     pieces: deque[Piece] = field(default_factory=deque)
     error: RecoverableError | None = None
@@ -192,6 +196,7 @@ class Generator:
             request.sampling,
             max_tokens=request.max_tokens,
             answer=AnswerText(self._tokenizer, request.stop_texts),
+            in_pieces=request.in_pieces,
         )
         if generation.reserved > self._cache_tokens:
             yield GenerateRefusal.TOO_LARGE
@@ -292,8 +297,10 @@ class Generator:
             elif text.made >= text.max_tokens:
                 out += answer.finish()
                 reason = _STOP if answer.stopped else _LENGTH
-        if out or reason is not None:
-            self._made.append((text, Piece(out, tuple(text.choices), reason)))
+        text.said += out
+        if reason is not None or (text.said and text.in_pieces):
+            self._made.append((text, Piece(text.said, tuple(text.choices), reason)))
+            text.said = ""
             text.choices.clear()
         return reason is None
 

@@ -1,7 +1,8 @@
 """Models on disk: a folder for each, with its manifest and the files that the manifest names.
 
 Owns `<models_dir>/<name>/`. It must not open a model. Invariants: a folder appears whole or not at
-all (written beside, synced, renamed); nothing is read from a folder whose files have another sha256
+all (written beside, synced, renamed); one that is replaced is gone only when the new one stands, and comes
+back at the next look where a crash came between; nothing is read from a folder whose files have another sha256
 than the manifest says; no name leads out of its folder. Everything here blocks: call it in a thread.
 """
 
@@ -31,6 +32,8 @@ from emcd.inference.weights import compute_sha256, require_sha256
 from emcd.types import Hash
 
 MAX_GOLDEN_BYTES = 16 << 20
+_OLD = ".old-"
+"""What a folder is called from when it makes room until the new one stands: no model has such a name."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ def load_model_folder(models_dir: Path, name: str) -> ModelFolder:
 def read_manifest(models_dir: Path, name: str) -> CheckedManifest:
     """The manifest alone, without looking at the files. Raises: ConfigError EMC-1631, EMC-1632."""
     path = models_dir / require_folder_name(name) / MANIFEST_FILE
+    _bring_back(models_dir / name)
     try:
         manifest = decode_manifest(path.read_bytes())
     except FileNotFoundError as exc:
@@ -88,6 +92,8 @@ def read_manifest(models_dir: Path, name: str) -> CheckedManifest:
 def list_models(models_dir: Path) -> tuple[str, ...]:
     """The names of the folders that have a manifest, sorted."""
     try:
+        for old in models_dir.glob(f"{_OLD}*"):
+            _bring_back(models_dir / old.name.removeprefix(_OLD))
         entries = sorted(entry.name for entry in models_dir.iterdir() if FILE_NAME.fullmatch(entry.name))
     except FileNotFoundError:
         return ()
@@ -116,6 +122,7 @@ def write_model_folder(
     if set(files) != set(manifest.files):
         different = sorted(set(files) ^ set(manifest.files))
         raise ConfigError("EMC-1632", f"{manifest.name}: manifest and files differ in {different[0]}")
+    _bring_back(target)
     if target.exists() and not replace:
         raise ConfigError("EMC-1633", str(target))
     try:
@@ -123,10 +130,7 @@ def write_model_folder(
         with tempfile.TemporaryDirectory(prefix=".model-", dir=models_dir) as beside:
             part = Path(beside) / "new"
             _fill(part, manifest, files)
-            if target.exists():
-                target.rename(Path(beside) / "old")
-            part.rename(target)
-            _sync(models_dir)
+            _put_in_place(part, target)
     except OSError as exc:
         raise ConfigError("EMC-1604", f"{target}: {exc}") from exc
     return ModelFolder(manifest, model_hash(manifest), target)
@@ -145,6 +149,32 @@ def hash_files(files: Mapping[str, bytes | Path]) -> dict[str, str]:
         name: hashlib.sha256(source).hexdigest() if isinstance(source, bytes) else compute_sha256(source)
         for name, source in sorted(files.items())
     }
+
+
+def _old_of(target: Path) -> Path:
+    return target.with_name(_OLD + target.name)
+
+
+def _put_in_place(part: Path, target: Path) -> None:
+    """Raises: OSError; what stood there stands there again."""
+    old = _old_of(target)
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    try:
+        part.rename(target)
+    except OSError:
+        _bring_back(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _bring_back(target: Path) -> None:
+    """Where a folder had made room and nothing came in its place, it is the model still."""
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            _old_of(target).rename(target)
 
 
 def _fill(part: Path, manifest: CheckedManifest, files: Mapping[str, bytes | Path]) -> None:

@@ -15,15 +15,21 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tokenizers import Tokenizer as _Tokenizer
 
 from emcd.errors import ConfigError
 
+SLICE_CHARS: Final = 1 << 16
+_SHORT_CHARS = 1 << 12
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 _METASPACE = "\u2581"
 _NAMED_BYTES = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
+
+
+class TooManyTokens(ValueError):
+    """A text has surely more tokens than are wanted of it."""
 
 
 class TextTokenizer:
@@ -52,10 +58,32 @@ class TextTokenizer:
             self._bytes[token] = name.encode() if token in added else spell(name)
         self.longest_bytes = max(map(len, self._bytes), default=1)
 
-    def encode(self, text: str, *, specials: bool) -> list[int]:
-        """Token ids; with `specials` those that the file puts around every text, too."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=specials).ids
+    def encode(self, text: str, *, specials: bool, most: int | None = None) -> list[int]:
+        """Token ids; with `specials` those that the file puts around every text, too.
+
+        Raises: TooManyTokens when a long text has surely more than `most`, without reading it all.
+        """
+        if most is not None and len(text) > SLICE_CHARS:
+            self._require_few(text, most)
+        return self._encode(text, specials=specials)
+
+    def _encode(self, text: str, *, specials: bool) -> list[int]:
+        """A longer text as a batch, which lets Python's other threads run meanwhile."""
+        if len(text) > _SHORT_CHARS:
+            (found,) = self._inner.encode_batch([text], add_special_tokens=specials)
+        else:
+            found = self._inner.encode(text, add_special_tokens=specials)
+        ids: list[int] = found.ids
         return ids
+
+    def _require_few(self, text: str, most: int) -> None:
+        """Count slices; a cut may break a token, which then is at most `longest_bytes` of them."""
+        count = 0
+        for start in range(0, len(text), SLICE_CHARS):
+            part = text[start : start + SLICE_CHARS]
+            count += len(self._encode(part, specials=False)) - self.longest_bytes
+            if count > most:
+                raise TooManyTokens
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens, without special ones."""
@@ -77,8 +105,13 @@ class TextTokenizer:
         return self.token_bytes(token).decode("utf-8", "replace")
 
     def token_name(self, token: int) -> str:
-        """A token as completions' log-probabilities show it: `bytes:\\xe2\\x82` where it is no whole text."""
+        """A token as completions' log-probabilities show it.
+
+        Returns: its text; `bytes:\\xe2\\x82` where it is no whole one; `token_id:7` where it has no bytes.
+        """
         data = self.token_bytes(token)
+        if not data:
+            return f"token_id:{token}"
         try:
             return data.decode()
         except UnicodeDecodeError:

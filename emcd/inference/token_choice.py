@@ -70,7 +70,7 @@ def choose_tokens(logits: Logits, asked: Sequence[tuple[Sampling, int]]) -> list
 
     Args:
         logits: float32 [rows, vocab]; asked: each row's sampling, and the number of its output token.
-    Raises: RecoverableError EMC-1651 when a row holds no number.
+    Raises: RecoverableError EMC-1651 when a row holds no number: `find_broken_rows` says which.
     """
     largest = logits.max(axis=1)
     if not np.isfinite(largest).all():
@@ -84,6 +84,12 @@ def choose_tokens(logits: Logits, asked: Sequence[tuple[Sampling, int]]) -> list
         top = zip(best.ids[row, :count].tolist(), logprobs[row, :count].tolist(), strict=True)
         choices.append(Choice(int(best.ids[row, place]), float(logprobs[row, place]), tuple(top)))
     return choices
+
+
+def find_broken_rows(logits: Logits) -> list[int]:
+    """The rows that nothing can be chosen from: a number among theirs is none."""
+    broken: list[int] = np.flatnonzero(~np.isfinite(logits.max(axis=1))).tolist()
+    return broken
 
 
 def list_candidates(row: Logits) -> list[tuple[int, float]]:

@@ -12,20 +12,18 @@ MAX_NESTED: Final = 65_536
 """Objects and lists in a body."""
 MAX_STRINGS: Final = 262_144
 """Texts and names in a body."""
-_SMALL_BYTES: Final = 2 * MAX_NESTED
-"""A shorter body can't hold more."""
 
 
-def is_too_fine(body: bytes) -> bool:
-    """Whether a body holds more objects, lists, texts and names than a request has use for."""
-    if len(body) < _SMALL_BYTES:
+def is_too_fine(body: bytes, nested: int = MAX_NESTED, strings: int = MAX_STRINGS) -> bool:
+    """Whether a body holds more objects and lists, or texts and names, than a request has use for."""
+    if len(body) < 2 * min(nested, strings):  # it can't hold more
         return False
-    if _count_nested(body) <= MAX_NESTED and body.count(b'"') <= 2 * MAX_STRINGS:
+    if _count_nested(body) <= nested and body.count(b'"') <= 2 * strings:
         return False
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    if plain.count(b'"') > 2 * MAX_STRINGS:
+    if plain.count(b'"') > 2 * strings:
         return True
-    return _count_nested(b"".join(plain.split(b'"')[::2])) > MAX_NESTED
+    return _count_nested(b"".join(plain.split(b'"')[::2])) > nested
 
 
 def _count_nested(body: bytes) -> int:

@@ -9,7 +9,7 @@ be known is left out, and the judge sees that it is missing; a stream stays one 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,9 @@ from emcd.inference.text_tokenizer import TextTokenizer
 from emcd.proto.openai_shape import Endpoint
 
 MAX_EVENT_BYTES: Final = 1 << 20
+MAX_PROMPT_BYTES: Final = 4 << 20
+"""Of a request whose prompt is made into tokens here: of a larger one the engine's own are told, or none."""
+_MAX_CHOICES = 4096
 _DATA, _DONE = b"data:", b"[DONE]"
 Json = dict[str, Any]
 
@@ -38,31 +41,52 @@ class EvidenceForm:
         self._template = template
 
     def make_prompt(self, endpoint: Endpoint, body: bytes) -> list[int] | None:
-        """The prompt's token numbers by the manifest's own files; None when it has no such prompt. Blocks."""
+        """The prompt's token numbers by the manifest's own files. Blocks.
+
+        None when it has no such prompt, or one that is too long for the model, or to be looked at.
+        """
+        if len(body) > MAX_PROMPT_BYTES:
+            return None
+        manifest, tokenizer = self._manifest, self._tokenizer
         try:
             table = msgspec.json.decode(body)
             if endpoint is Endpoint.CHAT:
-                if self._template is None:
+                messages = table["messages"]
+                if self._template is None or not all(isinstance(message, dict) for message in messages):
                     return None
                 return make_chat_prompt(
-                    self._template, self._tokenizer, table["messages"], self._manifest.bos_token
+                    self._template, tokenizer, messages, manifest.bos_token, manifest.context_tokens
                 )
             prompt = table["prompt"]
             if isinstance(prompt, str):
-                return make_text_prompt(self._tokenizer, prompt, self._manifest.bos_token)
+                return make_text_prompt(tokenizer, prompt, manifest.bos_token, manifest.context_tokens)
             return prompt if all(type(token) is int for token in prompt) else None
         except (EmcdError, msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError):
             return None
 
-    def put_in_form(self, endpoint: Endpoint, answer: Json, offset: int = 0) -> int:
-        """Bring an answer's or a chunk's choices into form, in place. Returns the text's length after it."""
+    def put_in_form(
+        self,
+        endpoint: Endpoint,
+        answer: Json,
+        offsets: MutableMapping[int, int] | None = None,
+        *,
+        one_prompt: bool = True,
+    ) -> None:
+        """Bring an answer's or a chunk's choices into form, in place.
+
+        Args:
+            offsets: the length of each choice's text before it, and then after it.
+            one_prompt: its numbers go to the top; else each choice keeps those of its own.
+        """
+        offsets = {} if offsets is None else offsets
         choices = answer.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
+        for place, choice in enumerate(choices if isinstance(choices, list) else ()):
             if not isinstance(choice, dict):
                 continue
-            prompt = choice.pop("prompt_token_ids", None)
+            prompt = choice.pop("prompt_token_ids", None) if one_prompt else None
             if prompt is not None:
                 answer.setdefault("prompt_token_ids", prompt)
+            index = choice["index"] if type(choice.get("index")) is int else place
             entries = _list_entries(choice.get("logprobs"))
             if not entries:
                 continue
@@ -76,8 +100,9 @@ class EvidenceForm:
             if endpoint is Endpoint.CHAT:
                 choice["logprobs"] = {"content": entries, "refusal": None}
             else:
-                choice["logprobs"], offset = self._as_completion(entries, offset)
-        return offset
+                choice["logprobs"], end = self._as_completion(entries, offsets.get(index, 0))
+                if index in offsets or len(offsets) < _MAX_CHOICES:
+                    offsets[index] = end
 
     def _find_id(self, entry: Mapping[str, Any]) -> int | None:
         token = entry.get("id")
@@ -125,7 +150,24 @@ class EvidenceForm:
         return form, offset
 
 
-def put_whole_in_form(form: EvidenceForm, endpoint: Endpoint, prompt: list[int] | None, body: bytes) -> bytes:
+def has_one_prompt(endpoint: Endpoint, body: bytes) -> bool:
+    """Whether a request asks about one prompt, as all chats do: completions take a list of them, too."""
+    if endpoint is Endpoint.CHAT:
+        return True
+    try:
+        prompt = msgspec.json.decode(body, type=_Asked).prompt
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+    return not (isinstance(prompt, list) and len(prompt) > 1 and isinstance(prompt[0], str | list))
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    prompt: Any = None
+
+
+def put_whole_in_form(
+    form: EvidenceForm, endpoint: Endpoint, prompt: list[int] | None, body: bytes, *, one_prompt: bool = True
+) -> bytes:
     """A whole answer in form; what is no JSON object passes as it is."""
     try:
         answer = msgspec.json.decode(body)
@@ -133,7 +175,7 @@ def put_whole_in_form(form: EvidenceForm, endpoint: Endpoint, prompt: list[int] 
         return body
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
         return body
-    form.put_in_form(endpoint, answer)
+    form.put_in_form(endpoint, answer, one_prompt=one_prompt)
     usage = answer.get("usage")
     told = usage.get("prompt_tokens") if isinstance(usage, dict) else None
     if prompt is not None and told in (None, len(prompt)):
@@ -144,12 +186,15 @@ def put_whole_in_form(form: EvidenceForm, endpoint: Endpoint, prompt: list[int] 
 class FormedStream:
     """An event stream on its way: fed with the engine's pieces, it gives whole events in form."""
 
-    def __init__(self, form: EvidenceForm, endpoint: Endpoint, prompt: list[int] | None) -> None:
+    def __init__(
+        self, form: EvidenceForm, endpoint: Endpoint, prompt: list[int] | None, *, one_prompt: bool = True
+    ) -> None:
         self._form = form
         self._endpoint = endpoint
         self._prompt = prompt
         self._waiting = b""
-        self._offset = 0
+        self._one_prompt = one_prompt
+        self._offsets: dict[int, int] = {}
         self._begun = False
 
     def feed(self, piece: bytes) -> bytes:
@@ -174,7 +219,7 @@ class FormedStream:
             return event
         if not isinstance(chunk, dict) or not chunk.get("choices"):
             return event
-        self._offset = self._form.put_in_form(self._endpoint, chunk, self._offset)
+        self._form.put_in_form(self._endpoint, chunk, self._offsets, one_prompt=self._one_prompt)
         if not self._begun and self._prompt is not None:
             chunk.setdefault("prompt_token_ids", self._prompt)
         self._begun = True
@@ -214,8 +259,10 @@ def _name_of(entry: Mapping[str, Any]) -> str:
         return str(entry.get("token", ""))
     try:
         return bytes(data).decode()
-    except (UnicodeDecodeError, ValueError, TypeError):
+    except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+    except (ValueError, TypeError):  # they are no bytes
+        return str(entry.get("token", ""))
 
 
 def load_evidence_form(models_dir: Path, name: str) -> EvidenceForm:

@@ -33,7 +33,8 @@ from emcd.inference.manifest import Manifest, TextManifest, make_engine_manifest
 from emcd.log import get_logger
 from emcd.proto.openai_media import find_answer_type
 from emcd.proto.openai_shape import BASIC_ENDPOINTS, JSON, Endpoint
-from emcd_node.engine_answer import EvidenceForm, FormedStream, put_whole_in_form
+from emcd_node.engine_answer import EvidenceForm, FormedStream, has_one_prompt, put_whole_in_form
+from emcd_node.prompt_reading import PromptReading
 from emcd_node.served_model import CallRequest, Refused, Reply, unavailable
 
 PROBE_INTERVAL_S = 10.0
@@ -70,6 +71,7 @@ class EngineModel:
         self._complaint = f"{name}: the engine was not asked yet"
         self._load = load
         self._form: EvidenceForm | None = None
+        self._reading = PromptReading()
         self.identity: EngineIdentity = UNKNOWN
         """What the engine says it is, when it was last asked."""
 
@@ -141,10 +143,7 @@ class EngineModel:
         if self._complaint:
             return unavailable("EMC-2007", f"the engine of {self.manifest.name} is away")
         head_sent = False
-        form = self._form if request.endpoint in GENERATION else None
-        prompt = None
-        if form is not None:
-            prompt = await trio.to_thread.run_sync(form.make_prompt, request.endpoint, request.body)
+        change, stream = await self._open_form(request)
         body = shape_request(self.identity.name, request.endpoint, request.body)
         try:
             opened = self._engine.open_call(request.endpoint, body, request.content_type)
@@ -153,10 +152,8 @@ class EngineModel:
                 if isinstance(kind, Refused):
                     return kind
                 if not request.stream:
-                    change = partial(put_whole_in_form, form, request.endpoint, prompt) if form else None
                     return await _relay_whole(answer, kind, reply, change)
                 head_sent = True
-                stream = FormedStream(form, request.endpoint, prompt) if form else None
                 end = DONE if self.identity.name == TRANSFORMERS and request.endpoint in GENERATION else b""
                 return await _relay_pieces(answer, kind, reply, stream, end)
         except RecoverableError as exc:
@@ -169,6 +166,24 @@ class EngineModel:
             if exc.code == _AWAY:
                 self._complaint = f"{name}: {exc}"  # until the next probe
             return _bad_gateway(f"the engine failed ({exc.code})", 504 if exc.code == _LATE else 502)
+
+    async def _open_form(
+        self, request: CallRequest
+    ) -> tuple[Callable[[bytes], bytes], FormedStream] | tuple[None, None]:
+        """What brings this call's answer into form, as a whole and as a stream."""
+        form, endpoint = self._form, request.endpoint
+        if form is None or endpoint not in GENERATION:
+            return None, None
+        lane = self._reading.lane(len(request.body))
+        prompt, one = await trio.to_thread.run_sync(_read_prompt, form, request, limiter=lane)
+        whole = partial(put_whole_in_form, form, endpoint, prompt, one_prompt=one)
+        return whole, FormedStream(form, endpoint, prompt, one_prompt=one)
+
+
+def _read_prompt(form: EvidenceForm, request: CallRequest) -> tuple[list[int] | None, bool]:
+    """A request's prompt, and whether it is the only one. Blocks."""
+    prompt = form.make_prompt(request.endpoint, request.body)
+    return prompt, prompt is not None or has_one_prompt(request.endpoint, request.body)
 
 
 async def _judge_head(answer: EngineAnswer, request: CallRequest) -> str | Refused:

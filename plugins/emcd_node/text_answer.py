@@ -112,7 +112,8 @@ class TextAnswer:
     def _write_chat_logprobs(self, choices: Sequence[Choice]) -> dict[str, Any]:
         def tell(token: int, logprob: float) -> dict[str, Any]:
             data = self._tokenizer.token_bytes(token)
-            return {"token": data.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(data)}
+            name = data.decode("utf-8", "replace") if data else self._tokenizer.token_name(token)
+            return {"token": name, "logprob": logprob, "bytes": list(data)}
 
         content = [
             {

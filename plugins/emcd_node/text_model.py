@@ -35,8 +35,9 @@ from emcd.inference.generator import (
 )
 from emcd.inference.manifest import CHAT_TEMPLATE_FILE, GRAPH_FILE, TOKENIZER_FILE, TextManifest
 from emcd.inference.model_folder import ModelFolder
-from emcd.inference.text_tokenizer import TextTokenizer
+from emcd.inference.text_tokenizer import TextTokenizer, TooManyTokens
 from emcd.proto.openai_shape import JSON, Endpoint
+from emcd_node.prompt_reading import PromptReading
 from emcd_node.served_model import CallRequest, Refused, Reply, unavailable
 from emcd_node.text_answer import TextAnswer
 from emcd_node.text_request import TextWish, bad_request, read_chat, read_completion
@@ -61,7 +62,7 @@ class TextModel:
         self._settings = settings
         self._threads = threads
         self._clock = clock or SystemClock()
-        self._reading = trio.CapacityLimiter(1)
+        self._reading = PromptReading()
         self._tokenizer: TextTokenizer | None = None
         self._template: ChatTemplate | None = None
         self._generator: Generator | None = None
@@ -183,18 +184,20 @@ class TextModel:
         if chars > self._tokenizer.longest_bytes * self.manifest.context_tokens:
             return self._refuse_length(f"your prompt has {chars} characters, which are more tokens", wish)
         try:
-            return await trio.to_thread.run_sync(self._tokenize, wish, limiter=self._reading)
+            return await trio.to_thread.run_sync(self._tokenize, wish, limiter=self._reading.lane(chars))
+        except TooManyTokens:
+            return self._refuse_length(f"your prompt has {chars} characters, which are more tokens", wish)
         except TemplateRefused as exc:
             return Refused(400, exc.code, exc.detail, param="messages")
 
     def _tokenize(self, wish: TextWish) -> list[int]:
-        bos, tokenizer = self.manifest.bos_token, self._tokenizer
+        bos, most, tokenizer = self.manifest.bos_token, self.manifest.context_tokens, self._tokenizer
         assert tokenizer is not None
         if wish.messages:
             assert self._template is not None
-            return make_chat_prompt(self._template, tokenizer, wish.messages, bos)
+            return make_chat_prompt(self._template, tokenizer, wish.messages, bos, most)
         assert isinstance(wish.prompt, str)
-        return make_text_prompt(tokenizer, wish.prompt, bos)
+        return make_text_prompt(tokenizer, wish.prompt, bos, most)
 
     def _check_tokens(self, prompt: list[int]) -> list[int] | Refused:
         if min(prompt) < 0 or max(prompt) >= self.manifest.vocab_tokens:
@@ -215,7 +218,7 @@ class TextModel:
         sampling = wish.sampling
         if not wish.has_seed:
             sampling = replace(sampling, seed=int.from_bytes(os.urandom(8), "little") >> 1)
-        return GenerationRequest(prompt, wanted, sampling, wish.stop_texts)
+        return GenerationRequest(prompt, wanted, sampling, wish.stop_texts, in_pieces=wish.stream)
 
     def _refuse_length(self, told: str, wish: TextWish) -> Refused:
         where = "messages" if wish.messages else "prompt"

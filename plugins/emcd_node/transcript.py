@@ -17,8 +17,9 @@ from emcd.proto.records import Forward, Receipt
 _HEADER = struct.Struct("<4s16sII")
 _MARK = b"EMT1"
 _LEVEL = 1
-MAX_TRANSCRIPT_BYTES = 16 << 20
-"""Of request and answer together, before they are compressed: a larger call is not kept."""
+MAX_TRANSCRIPT_BYTES = 80 << 20
+"""Of request and answer together, before they are compressed: a larger call is not kept. It has room for
+the largest request of a hub (16 MiB), and the largest answer that is taken of an engine (64 MiB)."""
 
 
 class Transcript(msgspec.Struct, frozen=True, array_like=True):

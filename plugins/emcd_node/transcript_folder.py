@@ -37,6 +37,7 @@ class TranscriptFolder:
         self._segments: list[_Segment] = []
         self._open: _Segment | None = None
         self.dropped_segments = 0
+        self.dropped_frames = 0
 
     @property
     def size_bytes(self) -> int:
@@ -54,8 +55,14 @@ class TranscriptFolder:
         self._make_room()
 
     def append(self, round_index: int, frames: Sequence[bytes]) -> None:
-        """Write frames of calls of one round. Raises: OSError; what was written of them may be torn."""
-        at = 0
+        """Write frames of calls of one round; one that the folder has no room for is dropped.
+
+        Raises: OSError; what was written of them may be torn.
+        """
+        largest, at = self._max_bytes - self._segment_bytes, 0
+        fitting = [frame for frame in frames if len(frame) <= largest]
+        self.dropped_frames += len(frames) - len(fitting)
+        frames = fitting
         while at < len(frames):
             segment = self._writable(round_index)
             chunk, room = [frames[at]], self._segment_bytes - segment.size - len(frames[at])

@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 KEPT_ROUNDS = 12
 QUEUE_CALLS = 1024
-QUEUE_BYTES = 64 << 20
+QUEUE_BYTES = 96 << 20
+"""More than the largest transcript, or that would never be kept."""
 _BATCH_CALLS = 128
 _FRAME_BYTES = 1024
 """What a transcript takes beside request and answer."""
@@ -42,7 +43,7 @@ class TranscriptKeeper:
         self._limiter = trio.CapacityLimiter(1)
         self._send, self._receive = trio.open_memory_channel[tuple[int, Transcript]](QUEUE_CALLS)
         self._waiting_bytes = 0
-        self._evicted = 0
+        self._evicted = self._unfit = 0
         self._is_open = False
         self.complaint = ""
         self.dropped = 0
@@ -115,6 +116,9 @@ class TranscriptKeeper:
         for _ in range(self._folder.dropped_segments - self._evicted):
             _DROPPED.labels(self._node, "old").inc()
         self._evicted = self._folder.dropped_segments
+        for _ in range(self._folder.dropped_frames - self._unfit):
+            self._drop("size")
+        self._unfit = self._folder.dropped_frames
         _KEPT.labels(self._node).set(self._folder.size_bytes)
 
     def _append(self, batch: list[tuple[int, Transcript]]) -> None:

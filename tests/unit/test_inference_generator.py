@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -130,6 +131,18 @@ async def test_generate_to_its_length_says_so(session: HeldSession, tokenizer: T
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].finish_reason == "length"
     assert text_of(pieces) == tokenizer.decode(tokens_of(pieces))
+
+
+async def test_generate_whole_is_one_piece_that_says_the_same(
+    session: HeldSession, tokenizer: TextTokenizer
+) -> None:
+    async with running(session, tokenizer) as generator:
+        pieces = await collect(generator, order(tokens=9))
+        (whole,) = await collect(generator, order(tokens=9, in_pieces=False))
+    assert len(pieces) > 1
+    assert whole.text == text_of(pieces)
+    assert whole.choices == tuple(choice for piece in pieces for choice in piece.choices)
+    assert whole.finish_reason == pieces[-1].finish_reason
 
 
 async def test_generate_ends_with_a_stop_token_that_is_no_text(
@@ -294,6 +307,41 @@ async def test_run_that_fails_is_told_and_the_next_call_is_written(
         session.error = None
         assert len(tokens_of(await collect(generator, order()))) == 12
         assert generator.running == 0
+
+
+async def test_text_whose_logits_are_no_numbers_fails_alone(
+    session: HeldSession, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ends = DecoderSession.run, dict[int, object]()
+
+    def break_one(self: DecoderSession, ids: Ids, *args: object) -> tuple[Logits, Cache]:
+        logits, cache = run(self, ids, *args)  # type: ignore[arg-type]
+        if len(ids) == 3 and ids.shape[1] == 1:
+            logits[1] = np.nan
+        return logits, cache
+
+    async def call(generator: Generator, number: int) -> None:
+        try:
+            ends[number] = tokens_of(await collect(generator, order(number)))
+        except RecoverableError as exc:
+            ends[number] = exc.code
+
+    async with running(session, tokenizer) as generator:
+        alone = [tokens_of(await collect(generator, order(number))) for number in range(3)]
+        session.gate.clear()
+        monkeypatch.setattr(DecoderSession, "run", break_one)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(call, generator, 0)
+            callers.start_soon(call, generator, 1)
+            callers.start_soon(call, generator, 2)
+            await trio.testing.wait_all_tasks_blocked()
+            session.gate.set()
+        assert generator.running == 0
+    broken = [number for number, end in ends.items() if end == "EMC-1651"]
+    assert len(broken) == 1
+    assert [ends[number] for number in range(3) if number not in broken] == [
+        tokens for number, tokens in enumerate(alone) if number not in broken
+    ]
 
 
 async def test_generator_that_is_closed_tells_its_callers(

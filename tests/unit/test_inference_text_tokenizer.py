@@ -72,6 +72,7 @@ def test_every_token_is_found_by_its_name_and_bytes(tokenizer: TextTokenizer) ->
     for token in range(tokenizer.vocab_tokens):
         assert token in tokenizer.find_named(tokenizer.token_name(token))
         assert token in tokenizer.find_tokens(tokenizer.token_bytes(token))
+    assert tokenizer.token_name(tokenizer.vocab_tokens) == f"token_id:{tokenizer.vocab_tokens}"
     assert tokenizer.find_named("no such token") == ()
     assert tokenizer.find_named("bytes:\\xzz") == ()
 

@@ -18,6 +18,7 @@ from emcd.inference.token_choice import (
     Sampling,
     choose_tokens,
     compute_log_total,
+    find_broken_rows,
     list_candidates,
 )
 
@@ -134,3 +135,5 @@ def test_choose_tokens_without_numbers_is_told(value: float) -> None:
     logits[1, 3] = value
     with pytest.raises(RecoverableError, match="EMC-1651"):
         choose_tokens(logits, [(Sampling(), 0)] * 2)
+    assert find_broken_rows(logits) == [1]
+    assert find_broken_rows(logits[:1]) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -145,6 +147,54 @@ def test_write_that_fails_leaves_the_old_folder_and_nothing_else(models_dir: Pat
         write_model_folder(models_dir, "writer", manifest_of(FILES), wrong, replace=True)
     assert code_of(error) == "EMC-1602"
     assert load_model_folder(models_dir, "writer").manifest == manifest_of(FILES)
+    assert [path.name for path in models_dir.iterdir()] == ["writer"]
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_write_that_stops_between_its_renames_keeps_the_old_model(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch, is_killed: bool
+) -> None:
+    """A rename that fails is undone at once; after a crash, when nothing is undone, at the next look."""
+    other: dict[str, bytes | Path] = {**FILES, "model.onnx": b"another"}
+    rename, renamed = Path.rename, list[Path]()
+
+    def stop(self: Path, target: Path) -> Path:
+        renamed.append(self)
+        if len(renamed) == 2 or (len(renamed) > 2 and is_killed):
+            raise KeyboardInterrupt if is_killed else OSError(errno.ENOSPC, "no space left")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt if is_killed else ConfigError):
+            write_model_folder(models_dir, "writer", manifest_of(other), other, replace=True)
+    assert len(renamed) >= 2
+    assert (models_dir / "writer").exists() is not is_killed
+
+    assert load_model_folder(models_dir, "writer").manifest == manifest_of(FILES)
+    assert [path.name for path in models_dir.iterdir()] == ["writer"]
+
+
+def test_list_finds_what_a_crash_left_as_well(models_dir: Path) -> None:
+    (models_dir / "writer").rename(models_dir / ".old-writer")
+    assert list_models(models_dir) == ("writer",)
+
+
+@pytest.mark.parametrize("has_new", [False, True])
+def test_what_a_crash_left_is_brought_back_or_goes_with_the_next_write(
+    models_dir: Path, has_new: bool
+) -> None:
+    old = models_dir / ".old-writer"
+    if has_new:
+        shutil.copytree(models_dir / "writer", old)
+        other: dict[str, bytes | Path] = {**FILES, "model.onnx": b"another"}
+        write_model_folder(models_dir, "writer", manifest_of(other), other, replace=True)
+        assert load_model_folder(models_dir, "writer").manifest == manifest_of(other)
+    else:
+        (models_dir / "writer").rename(old)
+        with pytest.raises(ConfigError, match="EMC-1633"):
+            write_model_folder(models_dir, "writer", manifest_of(FILES), FILES)
+        assert load_model_folder(models_dir, "writer").manifest == manifest_of(FILES)
     assert [path.name for path in models_dir.iterdir()] == ["writer"]
 
 

@@ -10,10 +10,17 @@ import pytest
 from emcd.errors import RecoverableError
 from emcd.inference.chat_template import ChatTemplate
 from emcd.inference.manifest import TextManifest
-from emcd.inference.text_tokenizer import TextTokenizer
+from emcd.inference.text_tokenizer import SLICE_CHARS, TextTokenizer
 from emcd.inference.training.bpe import CHAT_TEMPLATE
 from emcd.proto.openai_shape import Endpoint
-from emcd_node.engine_answer import MAX_EVENT_BYTES, EvidenceForm, FormedStream, put_whole_in_form
+from emcd_node import engine_answer
+from emcd_node.engine_answer import (
+    MAX_EVENT_BYTES,
+    EvidenceForm,
+    FormedStream,
+    has_one_prompt,
+    put_whole_in_form,
+)
 from tests.support.decoder_model import ToyDecoder, toy_decoder
 
 __all__ = ["toy_decoder"]
@@ -116,6 +123,13 @@ def test_token_that_is_not_known_leaves_token_ids_out(form: EvidenceForm, words:
     assert choice["logprobs"]["content"][0]["token"] == "no such token"
 
 
+@pytest.mark.parametrize("data", [["x"], [300], [-1], [None]])
+def test_token_whose_bytes_are_none_is_told_by_its_text(form: EvidenceForm, data: list[Any]) -> None:
+    content = [{"token": "no such token", "bytes": data, "logprob": -1.0}]
+    answer = {"choices": [{"text": "x", "logprobs": {"content": content}}]}
+    assert formed(form, COMPLETIONS, answer)["choices"][0]["logprobs"]["tokens"] == ["no such token"]
+
+
 def test_vllm_completion_has_its_prompt_at_the_top(form: EvidenceForm, words: TextTokenizer) -> None:
     name = words.token_name(90)
     logprobs = {
@@ -142,6 +156,72 @@ def test_make_prompt_is_what_the_manifest_makes_of_it(form: EvidenceForm, words:
     assert form.make_prompt(CHAT, chat) == words.encode(text, specials=False)
     assert form.make_prompt(COMPLETIONS, b'{"prompt":"hi"}') == words.encode("hi", specials=True)
     assert form.make_prompt(COMPLETIONS, b'{"prompt":[5,6]}') == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "messages", [["x"], [None], [[1]], [5], 5, None, "ab", [{"role": "user", "content": [5]}], [{}]]
+)
+def test_make_prompt_of_messages_that_are_none_is_none(form: EvidenceForm, messages: Any) -> None:
+    assert form.make_prompt(CHAT, json.dumps({"messages": messages}).encode()) is None
+
+
+def test_make_prompt_beyond_its_bounds_is_none_and_not_read(
+    form: EvidenceForm, words: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    encode = words._encode
+
+    def note(text: str, *, specials: bool) -> list[int]:
+        read.append(len(text))
+        return encode(text, specials=specials)
+
+    monkeypatch.setattr(words, "_encode", note)
+    text = "the fox " * (SLICE_CHARS // 2)
+    body = json.dumps({"prompt": text, "messages": [{"role": "user", "content": text}]}).encode()
+    assert form.make_prompt(COMPLETIONS, body) is None
+    assert form.make_prompt(CHAT, body) is None
+    assert read == [SLICE_CHARS] * 2, "one slice of each is enough"
+    monkeypatch.setattr(engine_answer, "MAX_PROMPT_BYTES", 20)
+    assert form.make_prompt(COMPLETIONS, b'{"prompt":[5,6,7,8]}') == [5, 6, 7, 8]
+    assert form.make_prompt(COMPLETIONS, b'{"prompt":[5,6,7,8,9]}') is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_one"),
+    [("a", True), (["a"], True), ([1, 2], True), ([[1, 2]], True), (["a", "b"], False), ([[1], [2]], False)],
+)
+def test_request_has_one_prompt_or_several(prompt: Any, is_one: bool) -> None:
+    body = json.dumps({"prompt": prompt, "messages": []}).encode()
+    assert has_one_prompt(COMPLETIONS, body) is is_one
+    assert has_one_prompt(CHAT, body)
+    assert not has_one_prompt(COMPLETIONS, b"[]")
+
+
+def test_several_prompts_stay_with_their_choices(form: EvidenceForm) -> None:
+    choices = [{"index": n, "text": "x", "prompt_token_ids": list(range(n + 1))} for n in range(2)]
+    answer = {"choices": choices, "usage": USAGE}
+    body = json.dumps(answer).encode()
+    assert json.loads(put_whole_in_form(form, COMPLETIONS, None, body, one_prompt=False)) == answer
+    stream = FormedStream(form, COMPLETIONS, None, one_prompt=False)
+    for choice in choices:
+        event = stream.feed(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
+        assert json.loads(event.removeprefix(b"data: ")) == {"choices": [choice]}
+
+
+def test_text_offset_is_of_its_own_choice(form: EvidenceForm, words: TextTokenizer) -> None:
+    def choice(index: int, token: int) -> dict[str, Any]:
+        return {"index": index, "text": "x", "logprobs": {"content": [entry(words, token, id=token)]}}
+
+    def offsets(answer: Any) -> list[Any]:
+        return [got["logprobs"]["text_offset"] for got in answer["choices"]]
+
+    whole = {"choices": [choice(0, 80), choice(1, 81)]}
+    assert offsets(formed(form, COMPLETIONS, whole)) == [[0], [0]]
+    stream, told = FormedStream(form, COMPLETIONS, None), []
+    for index in (1, 0, 0, 1, 0):
+        event = stream.feed(b"data: " + json.dumps({"choices": [choice(index, 80)]}).encode() + b"\n\n")
+        told.append((index, *offsets(json.loads(event.removeprefix(b"data: ")))))
+    assert told == [(1, [0]), (0, [0]), (0, [1]), (1, [1]), (0, [2])]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from emcd.inference.decoder_session import DecoderSession
 from emcd.inference.generator import GeneratorSettings
 from emcd.inference.manifest import TextManifest
 from emcd.inference.model_folder import ModelFolder
+from emcd.inference.text_tokenizer import SLICE_CHARS, TextTokenizer
 from emcd.proto.openai_shape import Endpoint
 from emcd_node.served_model import CallRequest, Refused
 from emcd_node.text_model import TextModel
@@ -177,6 +178,38 @@ async def test_answer_beyond_the_context_is_told_as_openai_does(
         found = await refused(model, asked)
     assert (found.status, found.emc_code, found.code) == (400, "EMC-2026", "context_length_exceeded")
     assert "maximum context length is 128 tokens" in found.message
+
+
+async def test_long_prompt_is_refused_after_a_slice_and_keeps_no_short_one_waiting(
+    folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest's longest token is taken for longer here, so that the characters alone say nothing."""
+    gate, read = threading.Event(), list[int]()
+    encode = TextTokenizer._encode
+
+    def hold(self: TextTokenizer, text: str, *, specials: bool) -> list[int]:
+        read.append(len(text))
+        assert len(text) < 1000 or gate.wait(10)
+        return encode(self, text, specials=specials)
+
+    monkeypatch.setattr(TextTokenizer, "_encode", hold)
+    found: list[Refused] = []
+
+    async def ask_long(model: TextModel) -> None:
+        found.append(await refused(model, request(messages=[{"role": "user", "content": "x " * 100_000}])))
+
+    async with opened(folder) as model:
+        assert model._tokenizer is not None
+        monkeypatch.setattr(model._tokenizer, "longest_bytes", 10_000)
+        async with trio.open_nursery() as callers:
+            callers.start_soon(ask_long, model)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                assert isinstance(await model.answer(request(), Sent()), Usage)
+            assert not found
+            gate.set()
+    assert [answer.code for answer in found] == ["context_length_exceeded"]
+    assert [size for size in read if size > 1000] == [SLICE_CHARS]
 
 
 async def test_answer_that_fails_before_its_head_can_go_to_another_node(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from emcd.inference.engine import EngineTimes
 from emcd.log import get_logger
 from emcd.proto.records import Forward, Receipt
 from emcd.testing import make_key
@@ -95,6 +96,26 @@ def test_folder_never_takes_more_than_its_room_and_drops_the_oldest(tmp_path: Pa
     assert smaller.size_bytes <= 10_000
 
 
+def test_folder_takes_no_frame_that_is_larger_than_its_room(tmp_path: Path) -> None:
+    folder = opened(tmp_path / "t", max_bytes=40_000, segment_bytes=4_000)
+    folder.append(3, [pack(make(1))])
+    folder.append(3, [pack(make(2, os.urandom(39_000))), pack(make(3))])
+    assert folder.dropped_frames == 1
+    assert [folder.find(3, call_id(number)) is not None for number in (1, 2, 3)] == [True, False, True]
+    folder.append(3, [pack(make(4, os.urandom(35_000)))])
+    assert folder.find(3, call_id(4)) is not None
+    assert folder.size_bytes == sum(path.stat().st_size for path in (tmp_path / "t").iterdir()) <= 40_000
+
+
+def test_transcript_of_the_largest_answer_that_an_engine_may_give_is_kept(tmp_path: Path) -> None:
+    largest = bytes(EngineTimes().max_bytes)
+    keeper = make_keeper(tmp_path / "t")
+    assert keeper.offer(3, make(1, largest, bytes(16 << 20)[:-2048]))
+    frame = pack(make(1, largest))
+    ((_, start, end),) = iter_frames(frame)
+    assert unpack(frame, start, end) == make(1, largest)
+
+
 def test_folder_prunes_by_round_and_leaves_foreign_files(tmp_path: Path) -> None:
     folder = opened(tmp_path / "t")
     (tmp_path / "t" / "notes.txt").write_text("mine")
@@ -161,6 +182,18 @@ async def test_keeper_drops_and_counts_what_finds_no_room(
     assert [tight.offer(3, make(1, bytes(2_000))) for _ in range(3)] == [True, False, False]
     monkeypatch.setattr(transcript_keeper, "MAX_TRANSCRIPT_BYTES", 100)
     assert not tight.offer(3, make(1, b""))
+
+
+async def test_keeper_counts_what_the_folder_has_no_room_for(tmp_path: Path, nursery: trio.Nursery) -> None:
+    keeper = make_keeper(tmp_path / "t")
+    await nursery.start(keeper.run)
+    assert keeper.offer(3, make(1, os.urandom(1 << 20)))
+    assert keeper.offer(3, make(2))
+    with trio.fail_after(10):
+        while await keeper.find(3, call_id(2)) is None:
+            await trio.sleep(0.01)
+    assert (keeper.dropped, keeper.complaint) == (1, "")
+    assert await keeper.find(3, call_id(1)) is None
 
 
 async def test_keeper_gives_room_back_once_written(
