@@ -224,7 +224,7 @@ def _vote_faults(facts: BundleFacts, knowledge: Knowledge) -> Iterator[Refusal]:
 
 def _find_backing(probe: ProbeResult, entry: CallEntry | None, round_index: int) -> bytes | None:
     """The receipt hash of the call that backs a probe with an answer; None where none does."""
-    if entry is None or entry.receipt is None or probe.verdict in (Verdict.ERROR, Verdict.OFFLINE):
+    if entry is None or entry.receipt is None or probe.verdict == Verdict.OFFLINE:
         return None
     if entry.delivery.round != round_index or None in (
         entry.forward_ref,
@@ -232,8 +232,9 @@ def _find_backing(probe: ProbeResult, entry: CallEntry | None, round_index: int)
         entry.delivery_ref,
     ):
         return None
-    asked = (entry.forward.node, entry.forward.request_hash, entry.receipt.response_hash)
-    if asked != (probe.node, probe.request_hash, probe.response_hash):
+    if (entry.forward.node, entry.forward.request_hash) != (probe.node, probe.request_hash):
+        return None
+    if probe.verdict != Verdict.ERROR and entry.receipt.response_hash != probe.response_hash:
         return None
     return entry.delivery.receipt_hash
 

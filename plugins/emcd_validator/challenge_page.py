@@ -1,13 +1,17 @@
 """The pages about challenged receipts: to challenge one, to learn of it as the node, to open it, to look.
 
 Invariants: what is brought is checked before it is kept; a source that brings what proves nothing is not
-listened to for a while; an opening is read only for a challenge that waits for it, a few at a time; the
-answer is told to who shows the request, and to nobody else.
+listened to for a while; an opening is read only for a challenge that waits for it; bodies are read a few
+at a time, those of openings in places of their own, few of one source and none for long, so that nobody
+keeps the openings of others out; the answer is told to who shows the request, and to nobody else.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -18,7 +22,7 @@ from starlette.routing import Route
 
 from emcd.accounting.receipt import CallReceipt
 from emcd.errors import RemoteProtocolError
-from emcd.net.ratelimit import FailureLimiter
+from emcd.net.ratelimit import FailureLimiter, source_key
 from emcd.proto.address import parse_address
 from emcd.proto.json_form import from_json, to_json
 from emcd.proto.openai import ENDPOINTS, read_request
@@ -29,7 +33,35 @@ from emcd_validator.queries.challenges import ChallengeRow, Filed
 from emcd_validator.statement import write_signature
 
 MAX_CHALLENGE_BYTES = 4 << 20
-_READERS = 4
+BODY_S = 15.0
+"""Within which a whole body has to come."""
+_CHALLENGE_READERS = (8, 1)
+_OPENING_READERS = (8, 2)
+"""Bodies at a time, in all and of one source."""
+
+
+class _Readers:
+    """Places for bodies that are being read: bounded in all, and for each source."""
+
+    def __init__(self, in_all: int, per_source: int) -> None:
+        self._in_all = in_all
+        self._per_source = per_source
+        self._held: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, source: str) -> Iterator[bool]:
+        """Hold a place, for as long as the context is open. Yields: whether there was one."""
+        key = source_key(source)
+        is_free = self._held.total() < self._in_all and self._held[key] < self._per_source
+        if not is_free:
+            yield False
+            return
+        self._held[key] += 1
+        try:
+            yield True
+        finally:
+            self._held[key] -= 1
+            self._held += Counter()
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +83,8 @@ class ChallengePages:
     def __init__(self, desk: ChallengeDesk) -> None:
         self._desk = desk
         self._limiter = FailureLimiter(FAILURES)
-        self._readers = trio.CapacityLimiter(_READERS)
+        self._challenge_readers = _Readers(*_CHALLENGE_READERS)
+        self._opening_readers = _Readers(*_OPENING_READERS)
 
     def routes(self) -> list[Route]:
         return [
@@ -66,7 +99,7 @@ class ChallengePages:
         source, now_s = find_source(request), trio.current_time()
         if not self._limiter.check_allowed(source, now_s):
             return reply(429, {"code": "EMC-1870", "reason": "too many challenges of nothing"})
-        body = await self._read(request, MAX_CHALLENGE_BYTES)
+        body = await _read(request, self._challenge_readers, MAX_CHALLENGE_BYTES, "EMC-1870")
         if isinstance(body, Response):
             return body
         try:
@@ -107,7 +140,7 @@ class ChallengePages:
         source, now_s = find_source(request), trio.current_time()
         if not self._limiter.check_allowed(source, now_s):
             return reply(429, {"code": "EMC-1873", "reason": "too many openings of something else"})
-        body = await self._read(request, MAX_ANSWER_BYTES)
+        body = await _read(request, self._opening_readers, MAX_ANSWER_BYTES, "EMC-1873")
         if isinstance(body, Response):
             return body
         try:
@@ -124,19 +157,6 @@ class ChallengePages:
             return fault(exc)
         return await self._desk.find(call_id) or _nothing()
 
-    async def _read(self, request: Request, max_bytes: int) -> bytes | Response:
-        try:
-            self._readers.acquire_on_behalf_of_nowait(request)
-        except trio.WouldBlock:
-            return reply(503, {"code": "EMC-1870", "reason": "too many at once"})
-        try:
-            body = await read_body(request, max_bytes)
-        finally:
-            self._readers.release_on_behalf_of(request)
-        if body is None:
-            return reply(413, {"code": "EMC-1870", "reason": f"more than {max_bytes} bytes"})
-        return body
-
     def _show(self, row: ChallengeRow) -> dict[str, Any]:
         return {
             "call_id": format_call_id(row.call_id),
@@ -145,6 +165,20 @@ class ChallengePages:
             "state": self._desk.describe(row),
             "deadline_ms": row.expires_at_ms,
         }
+
+
+async def _read(request: Request, readers: _Readers, max_bytes: int, code: str) -> bytes | Response:
+    with readers.place(find_source(request)) as is_free:
+        if not is_free:
+            return reply(503, {"code": code, "reason": "too many at once"})
+        body = None
+        with trio.move_on_after(BODY_S) as scope:
+            body = await read_body(request, max_bytes)
+    if scope.cancelled_caught:
+        return reply(408, {"code": code, "reason": f"it did not come within {BODY_S:.0f} s"})
+    if body is None:
+        return reply(413, {"code": code, "reason": f"more than {max_bytes} bytes"})
+    return body
 
 
 def _nothing() -> Response:

@@ -3,7 +3,7 @@
 Both go through one writer: ids and times are new, and every number is moved by less than honest engines
 differ, so that neither bytes nor numbers tell a decoy from a real answer, nor lead back to the probe that
 it was. Whole JSON answers alone are used: a stream's events can't be spoilt without a trace. Randomness is
-an argument.
+an argument. Invariant: an answer is what a node says, so nothing is raised for what stands in it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ _WRONG_BY = (0.25, 1.0)
 _SHIFTED_BY = (0.6, 2.0)
 """What is taken from every logprob of a spoilt answer."""
 _SMALL_ODDS = 64
+_ODD_FORM = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    msgspec.MsgspecError,
+    struct.error,
+)
+"""What working on an answer raises when it has another form than is known here."""
 
 
 @dataclass(frozen=True)
@@ -76,21 +87,23 @@ def make_decoys(sample: Sample, others: Iterable[Sample], rng: Random) -> list[S
     for spoil in spoilers:
         spoilt = _try(spoil, table, [item for item in tables if item is not None], rng)
         if spoilt is not None:
-            found.append(replace(sample, response=_encode(spoilt)))
+            found.append(replace(sample, response=spoilt))
     return found
 
 
-def _try(spoil: _Spoil, table: Answer, others: Sequence[Answer], rng: Random) -> Answer | None:
+def _try(spoil: _Spoil, table: Answer, others: Sequence[Answer], rng: Random) -> bytes | None:
     try:
-        return spoil(_copy(table), [_copy(item) for item in others], rng)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, struct.error):
-        return None  # the answer has another form than this way of spoiling knows
+        spoilt = spoil(_copy(table), [_copy(item) for item in others], rng)
+        return None if spoilt is None else _encode(spoilt)
+    except _ODD_FORM:
+        return None
 
 
 def _write(sample: Sample, table: Answer, rng: Random) -> Transcript | None:
     try:
-        body = _encode(_rename(_jitter(_copy(table), rng), rng))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, struct.error):
+        jitter = _jitter_vectors if sample.path == Endpoint.EMBEDDINGS.value else _jitter_logprobs
+        body = _encode(_rename(jitter(_copy(table), rng), rng))
+    except _ODD_FORM:
         return None
     if len(body) + len(sample.request) > MAX_TRANSCRIPT_BYTES:
         return None
@@ -106,13 +119,18 @@ def _rename(table: Answer, rng: Random) -> Answer:
     return table
 
 
-def _jitter(table: Answer, rng: Random) -> Answer:
-    """Move every number of a vector or a logprob by next to nothing."""
+def _jitter_vectors(table: Answer, rng: Random) -> Answer:
+    """Move every number of the vectors by next to nothing."""
     for item in table.get("data") or ():
         row, is_text = _read_vector(item["embedding"])
         item["embedding"] = _write_vector(
             [x * (1 + rng.gauss(0, _RELATIVE_NOISE)) for x in row], is_text=is_text
         )
+    return table
+
+
+def _jitter_logprobs(table: Answer, rng: Random) -> Answer:
+    """Move every logprob by next to nothing."""
     for choice in table.get("choices") or ():
         _change_logprobs(choice, lambda value: min(0.0, value + rng.uniform(-_LOGPROB_NOISE, _LOGPROB_NOISE)))
     return table
@@ -174,21 +192,19 @@ def _write_vector(row: Sequence[float], *, is_text: bool) -> Any:
 def _shift_logprobs(table: Answer, others: Sequence[Answer], rng: Random) -> Answer | None:
     """Every token is said to be less likely than it was."""
     by = rng.uniform(*_SHIFTED_BY)
-    for choice in table["choices"]:
-        if not _change_logprobs(choice, lambda value: value - by * rng.uniform(0.8, 1.2)):
-            return None
-    return table
+    choice = _only_choice(table)
+    return table if _change_logprobs(choice, lambda value: value - by * rng.uniform(0.8, 1.2)) else None
 
 
 def _other_answer(table: Answer, others: Sequence[Answer], rng: Random) -> Answer | None:
     """The answer to another prompt, with its own tokens and logprobs."""
-    ids = [choice.get("token_ids") for choice in table["choices"]]
+    ids = _only_choice(table).get("token_ids") or []
     fitting = [
         other
         for other in others
-        if len(other["choices"]) == len(ids)
-        and [choice.get("token_ids") for choice in other["choices"]] != ids
-        and all(choice.get("logprobs") for choice in other["choices"])
+        if len(other["choices"]) == 1
+        and other["choices"][0].get("logprobs")
+        and _differ_in_half(ids, other["choices"][0].get("token_ids") or [])
     ]
     if not fitting:
         return None
@@ -203,7 +219,7 @@ def _other_answer(table: Answer, others: Sequence[Answer], rng: Random) -> Answe
 
 def _swap_tokens(table: Answer, others: Sequence[Answer], rng: Random) -> Answer | None:
     """Some tokens stand in other places of the answer, the text with them."""
-    choice = table["choices"][0]
+    choice = _only_choice(table)
     entries, ids = choice["logprobs"]["content"], choice["token_ids"]
     pieces = [bytes(entry["bytes"]) for entry in entries]
     text = choice["message"]["content"]
@@ -213,13 +229,27 @@ def _swap_tokens(table: Answer, others: Sequence[Answer], rng: Random) -> Answer
     order = list(range(count))
     rng.shuffle(order)
     order += range(count, len(ids))
-    if [ids[place] for place in order] == ids:
+    moved_ids = [ids[place] for place in order]
+    if not _differ_in_half(ids, moved_ids):
         return None
-    choice["token_ids"] = [ids[place] for place in order]
+    choice["token_ids"] = moved_ids
     choice["logprobs"]["content"] = [entries[place] for place in order]
     moved = b"".join(pieces[place] for place in order[:count])
     choice["message"]["content"] = moved.decode("utf-8")
     return table
+
+
+def _only_choice(table: Answer) -> Answer:
+    """The choice of an answer. Raises: ValueError where there are several: a judge reads them as one."""
+    (choice,) = table["choices"]
+    found: Answer = choice
+    return found
+
+
+def _differ_in_half(ids: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether at least half of the tokens of `others` are not those of `ids` in the same places."""
+    same = sum(one == other for one, other in zip(ids, others, strict=False))
+    return 2 * same <= len(others) > 0
 
 
 def _change_logprobs(choice: Answer, change: Callable[[float], float]) -> bool:

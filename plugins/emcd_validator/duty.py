@@ -1,8 +1,9 @@
 """Which probes of a peer this validator has to judge anew. Pure.
 
-Every strike, whoever called it one; the PASSes that its own seed draws; and every PASS of a peer that
-did not stand by its results: whoever shows them late, or other ones than it reveals, may have written
-them with a look at other seeds.
+Every strike, whoever called it one; of the other answers (PASS, TEMPLATE and ERROR about a call) those
+that its own seed draws, and those that somebody says something else of; and every answer of a peer that did not
+stand by its results: whoever shows them late, or other ones than it reveals, may have written them with
+a look at other seeds. Whether the answer to an ERROR is proven shows with the evidence, or in the bundle.
 """
 
 from __future__ import annotations
@@ -25,33 +26,40 @@ def is_mistrusted(held: Held, reveal: RevealEntry, reveal_at_ms: int) -> bool:
 
 
 def list_accused(held: Held) -> frozenset[bytes]:
-    """The calls that some vote calls a strike, or without evidence."""
+    """The calls that some vote calls other than a PASS, or that were called unusable and have a vote."""
+    unusable = {
+        probe.call_id
+        for entry in held.reveals.values()
+        for probe in entry.probes
+        if probe.verdict in (Verdict.TEMPLATE, Verdict.ERROR)
+    }
     return frozenset(
         call_id
         for (call_id, _), entry in held.votes.items()
-        if entry.vote.verdict == Verdict.ERROR or Verdict(entry.vote.verdict).is_strike
+        if entry.vote.verdict != Verdict.PASS or call_id in unusable
     )
 
 
 def list_duties(
-    reveal: RevealEntry, *, accused: Set[bytes], is_drawn: Callable[[bytes], bool], all_passes: bool
+    reveal: RevealEntry, *, accused: Set[bytes], is_drawn: Callable[[bytes], bool], judges_all: bool
 ) -> tuple[ProbeResult, ...]:
     """The probes to vote on, the strikes first."""
-    answered = [probe for probe in reveal.probes if probe.call_id != NO_CALL]
+    answered = [probe for probe in reveal.probes if _is_answer(probe)]
     strikes = [probe for probe in answered if Verdict(probe.verdict).is_strike]
-    passes = [probe for probe in answered if probe.verdict == Verdict.PASS]
-    called = [probe for probe in passes if probe.call_id in accused]
+    others = [probe for probe in answered if not Verdict(probe.verdict).is_strike]
+    called = [probe for probe in others if probe.call_id in accused]
     random = [
-        probe for probe in passes if probe.call_id not in accused and (all_passes or is_drawn(probe.call_id))
+        probe for probe in others if probe.call_id not in accused and (judges_all or is_drawn(probe.call_id))
     ]
     return (*strikes, *called, *random)
 
 
 def list_votable(held: Held) -> frozenset[bytes]:
-    """The calls of revealed probes that were answered: what anybody may vote on."""
+    """The calls of revealed probes that may have been answered: what anybody may vote on."""
     return frozenset(
-        probe.call_id
-        for entry in held.reveals.values()
-        for probe in entry.probes
-        if probe.call_id != NO_CALL and probe.verdict not in (Verdict.ERROR, Verdict.OFFLINE)
+        probe.call_id for entry in held.reveals.values() for probe in entry.probes if _is_answer(probe)
     )
+
+
+def _is_answer(probe: ProbeResult) -> bool:
+    return probe.call_id != NO_CALL and probe.verdict != Verdict.OFFLINE

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from emcd.errors import RemoteProtocolError
 from emcd.inference.manifest import canonical_json
 from emcd.proto.address import hex_hash
 from emcd.proto.json_form import to_json
@@ -35,13 +36,17 @@ def make_evidence(probe: ProbeRow) -> Evidence | None:
     """What is shown of a probe, whatever its verdict; None unless it was judged and a call backs it."""
     if probe.result is None or probe.leaf_index is None or not probe.receipt:
         return None
+    try:
+        receipt = read_receipt(probe.receipt)
+    except RemoteProtocolError:
+        return None  # the hub gave none that can be read
     return Evidence(
         request_path=path_of(probe.request_body),
         request_body=probe.request_body,
         response_status=probe.status,
         response_content_type=probe.content_type,
         response_body=probe.response_body,
-        receipt=read_receipt(probe.receipt),
+        receipt=receipt,
         model=probe.model,
         leaf_index=probe.leaf_index,
         leaf_count=probe.leaf_count,

@@ -151,8 +151,10 @@ def _read_stream(body: bytes) -> Iterator[_Body]:
 def _join(parts: Sequence[_Body], most_tokens: int) -> TextAnswer | Judgement:
     """Put the chunks together; a whole answer is one chunk."""
     choices = [choice for part in parts for choice in part.choices]
-    if not choices or any(choice.index != 0 for choice in choices):
-        return unusable("the answer holds no choice, or more than one")
+    if not choices:
+        return unusable("the answer holds no choice")
+    if _holds_several(parts, choices):
+        return unusable("the answer holds more than the one choice that was asked for")
     usage = next((part.usage for part in reversed(parts) if part.usage is not None), None)
     if usage is None or not (_is_count(usage.prompt_tokens) and _is_count(usage.completion_tokens)):
         return unusable("the answer states no usage")
@@ -183,6 +185,14 @@ def _join(parts: Sequence[_Body], most_tokens: int) -> TextAnswer | Judgement:
         usage.completion_tokens,
         _count_reasoning(usage, choices),
     )
+
+
+def _holds_several(parts: Sequence[_Body], choices: Sequence[_Choice]) -> bool:
+    """Whether there is a choice with another number, beside the first one, or after its end."""
+    if any(choice.index != 0 for choice in choices) or any(len(part.choices) > 1 for part in parts):
+        return True
+    end = next((place for place, choice in enumerate(choices) if choice.finish_reason), len(choices))
+    return any(_text_of(choice) or _count_tokens(choice) or choice.token_ids for choice in choices[end + 1 :])
 
 
 def _find_prompt(part: _Body) -> tuple[int, ...] | None:

@@ -82,7 +82,8 @@ class Judge:
     async def judge_exchange(self, exchange: Exchange) -> Judgement:
         """The verdict on one signed exchange.
 
-        Raises: RecoverableError EMC-1811, EMC-16xx when the reference can't run now: no verdict then.
+        Raises: RecoverableError EMC-1811, EMC-16xx when the reference can't run now, EMC-1855 when the
+        answer can't be reckoned with: no verdict then.
         """
         fault = find_record_fault(self._domain, self._hub, exchange)
         if fault is not None:
@@ -151,6 +152,8 @@ class Judge:
             judgement = await self._runs[model.name].run(work)
         except ConfigError as exc:
             raise RecoverableError("EMC-1811", f"{model.name}: {exc.code}: {exc.detail}") from exc
+        except (ValueError, ArithmeticError) as exc:
+            raise RecoverableError("EMC-1855", f"{model.name}: {exc}") from exc
         return add_run_facts(judgement, model, self._settings.threads)
 
 

@@ -1,22 +1,24 @@
 """Judging a written answer, up to the statistic: template, tokens, text, counts, end. Pure.
 
-The order is VERIFICATION 5.3. (2) Prompt ids, ids against bytes, ids against text: another template or
-tokenizer is TEMPLATE, never a strike. (3) Counts. More output tokens claimed than delivered is no matter
-of opinion: the node signed both the number and the bytes that hold fewer, and was paid by the number. So
-it is a strike, whose statistic is claimed / delivered: above 1 it fails, from 10 on it is gross, as every
-other statistic. One token more is let pass (engines count an end token that they do not deliver), fewer
-harms nobody. Tokens that are said to be hidden reasoning can't be counted: TEMPLATE, and said so.
+Ids against bytes, ids against text, prompt ids: another template or tokenizer is TEMPLATE, never a strike.
+Counts come before prompt ids, so that no odd template hides them. More tokens claimed than delivered, or
+than the manifest's own template makes of the prompt, is no matter of opinion: the node signed both the
+number and the bytes that hold fewer, and was paid by the number. So it is a strike, whose statistic is
+claimed / delivered: above 1 it fails, from 10 on it is gross, as every other statistic. One output token
+more is let pass (engines count an end token that they do not deliver), a few of the prompt (tokens that an
+engine puts around it), fewer harm nobody. Tokens that are said to be hidden reasoning can't be counted:
+TEMPLATE, and said so, where the model is sold under an engine that can have them; the embedded one has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from emcd.accounting.token_check import ProbeKind
 from emcd.accounting.verdict import GROSS_FACTOR, STATISTIC_SCALE
-from emcd.inference.manifest import TextManifest
+from emcd.inference.manifest import EMBEDDED_ENGINE, TextManifest
 from emcd.proto.messages import Verdict
 from emcd_validator.judge import Judgement, Numbers, mismatch, unusable
 from emcd_validator.judge_answer import Report, TextAnswer, Token, named_id
@@ -24,6 +26,8 @@ from emcd_validator.judge_request import COMPLETION_TOKENS, TextAsk, kind_of
 
 COUNT_TOLERANCE = 1
 """An end token that an engine counts and does not deliver."""
+_PROMPT_TOLERANCE, _PROMPT_TOLERANCE_SHARE = 2, 50
+"""Prompt tokens beyond the judge's own count: so many, or one in so many."""
 _LEAST_ALTERNATIVES = 5
 _UNDECODED = "\ufffd"
 
@@ -52,6 +56,15 @@ class Claim:
     output_tokens: int
 
 
+class Counts(NamedTuple):
+    """Tokens of the answer that are claimed and delivered, of the prompt by the judge and as claimed."""
+
+    claimed: int
+    delivered: int
+    prompt: int
+    prompt_claimed: int
+
+
 @dataclass(frozen=True)
 class TextCase:
     """An answer of which only the statistic is left to judge.
@@ -60,6 +73,7 @@ class TextCase:
         reported: logprobs by id of every position, the chosen token's among them.
         end_missing: the answer ends by a token that was not delivered: whether it was due is judged as
             one position more.
+        end_token: which of the end tokens that position is judged by; None: the first run finds it.
     """
 
     kind: ProbeKind
@@ -68,6 +82,7 @@ class TextCase:
     token_ids: tuple[int, ...]
     reported: tuple[dict[int, float], ...]
     end_missing: bool
+    end_token: int | None = None
 
 
 def check_answer(
@@ -80,15 +95,18 @@ def check_answer(
 ) -> TextCase | Judgement:
     """Steps (2) and (3). Args: `prompt_ids` the judge's own; `receipt` what the node signed to be paid for."""
     own, kind = tuple(prompt_ids), kind_of(ask, manifest)
+    counts = _count(ask, answer, own, receipt)
+    if (inflated := _check_input(counts, kind)) is not None:
+        return inflated
     token_ids = _find_ids(answer, vocabulary)
     if isinstance(token_ids, Judgement):
         return token_ids
     fault = (
-        _check_prompt(answer, own)
-        or _check_tokens(answer, token_ids, vocabulary, manifest)
+        _check_tokens(answer, token_ids, vocabulary, manifest)
         or _check_text(ask, answer, token_ids, vocabulary)
-        or _check_counts(ask, answer, own, token_ids, receipt, kind)
-        or _check_alternatives(ask, answer)
+        or _check_output(counts, answer, kind, manifest)
+        or _check_prompt(counts, answer, own, kind)
+        or _check_alternatives(answer, vocabulary, manifest.vocab_tokens)
     )
     if fault is not None:
         return fault
@@ -121,7 +139,14 @@ def _find_token(token: Token, vocabulary: Vocabulary) -> tuple[int, ...]:
     return vocabulary.find_named(token.name) if token.data is None else vocabulary.find_tokens(token.data)
 
 
-def _check_prompt(answer: TextAnswer, own: tuple[int, ...]) -> Judgement | None:
+def _check_prompt(
+    counts: Counts, answer: TextAnswer, own: tuple[int, ...], kind: ProbeKind
+) -> Judgement | None:
+    if answer.prompt_ids is None and counts.prompt_claimed != counts.prompt:
+        return mismatch(
+            f"{counts.prompt_claimed} prompt tokens counted, the template gives {counts.prompt}",
+            Numbers(kind, facts=counts._asdict()),
+        )
     if answer.prompt_ids is None or answer.prompt_ids == own:
         return None
     return mismatch(
@@ -189,36 +214,38 @@ def _is_cut(text: str, decoded: str, stop: str) -> bool:
     return place >= 0 and (_says(text, decoded[:place]) or _says(text, decoded[: place + len(stop)]))
 
 
-def _check_counts(
-    ask: TextAsk,
-    answer: TextAnswer,
-    own: Sequence[int],
-    token_ids: Sequence[int],
-    receipt: Claim | None,
-    kind: ProbeKind,
-) -> Judgement | None:
+def _count(ask: TextAsk, answer: TextAnswer, own: Sequence[int], receipt: Claim | None) -> Counts:
     """What is claimed against what was delivered; a limit that was asked for bounds what counts."""
     entered, made = answer.prompt_tokens, answer.completion_tokens
     if receipt is not None:
         entered, made = max(entered, receipt.input_tokens), max(made, receipt.output_tokens)
-    delivered = len(token_ids) if ask.limit is None else min(len(token_ids), ask.limit)
-    facts = {"claimed": made, "delivered": delivered, "prompt": len(own), "prompt_claimed": entered}
-    if answer.reasoning_tokens and made > delivered + COUNT_TOLERANCE:
-        return mismatch(
-            f"{made - delivered} tokens of hidden reasoning can't be counted", Numbers(kind, facts=facts)
-        )
-    if made > delivered + COUNT_TOLERANCE:
-        return _inflated("output", made, delivered, kind, facts)
-    if answer.prompt_ids is None and entered != len(own):
-        return mismatch(
-            f"{entered} prompt tokens counted, the template gives {len(own)}", Numbers(kind, facts=facts)
-        )
-    if entered > len(own) + COUNT_TOLERANCE:
-        return _inflated("prompt", entered, len(own), kind, facts)
-    return None
+    told = len(answer.reports)
+    delivered = told if ask.limit is None else min(told, ask.limit)
+    return Counts(made, delivered, len(own), entered)
 
 
-def _inflated(what: str, claimed: int, real: int, kind: ProbeKind, facts: dict[str, int]) -> Judgement:
+def _check_input(counts: Counts, kind: ProbeKind) -> Judgement | None:
+    """Whatever the node made of the prompt: it is paid for the tokens of the manifest's own."""
+    slack = max(_PROMPT_TOLERANCE, counts.prompt // _PROMPT_TOLERANCE_SHARE)
+    if counts.prompt_claimed <= counts.prompt + slack:
+        return None
+    return _inflated("prompt", counts.prompt_claimed, counts.prompt, kind, counts)
+
+
+def _check_output(
+    counts: Counts, answer: TextAnswer, kind: ProbeKind, manifest: TextManifest
+) -> Judgement | None:
+    if counts.claimed <= counts.delivered + COUNT_TOLERANCE:
+        return None
+    if answer.reasoning_tokens and manifest.engine != EMBEDDED_ENGINE:
+        hidden = counts.claimed - counts.delivered
+        return mismatch(
+            f"{hidden} tokens of hidden reasoning can't be counted", Numbers(kind, facts=counts._asdict())
+        )
+    return _inflated("output", counts.claimed, counts.delivered, kind, counts)
+
+
+def _inflated(what: str, claimed: int, real: int, kind: ProbeKind, counts: Counts) -> Judgement:
     """More tokens claimed than the same signed answer holds."""
     statistic = min(claimed * STATISTIC_SCALE // max(1, real), 2**64 - 1)
     verdict = Verdict.GROSS if statistic >= GROSS_FACTOR * STATISTIC_SCALE else Verdict.FAIL
@@ -226,18 +253,21 @@ def _inflated(what: str, claimed: int, real: int, kind: ProbeKind, facts: dict[s
         verdict,
         statistic,
         f"{claimed} {what} tokens claimed, {real} delivered",
-        numbers=Numbers(kind, {"count": statistic}, {"count": STATISTIC_SCALE}, facts=facts),
+        numbers=Numbers(kind, {"count": statistic}, {"count": STATISTIC_SCALE}, facts=counts._asdict()),
     )
 
 
-def _check_alternatives(ask: TextAsk, answer: TextAnswer) -> Judgement | None:
-    """As many alternatives as were asked for; names of a completion's may fall together."""
-    wanted = min(ask.top_logprobs, _LEAST_ALTERNATIVES) if ask.is_chat else 1
+def _check_alternatives(answer: TextAnswer, vocabulary: Vocabulary, most: int) -> Judgement | None:
+    """Enough different tokens at every place.
+
+    A name that is none, or comes twice, tells nothing; one that fits doubles of the vocabulary is a token.
+    """
+    wanted = min(_LEAST_ALTERNATIVES, most)
     for place, report in enumerate(answer.reports):
-        if len(report.alternatives) < wanted:
-            return unusable(
-                f"token {place} comes with {len(report.alternatives)} logprobs, not with {wanted}"
-            )
+        told = {_find_token(item, vocabulary) for item in report.alternatives}
+        count = sum(bool(found) and found[0] < most for found in told)
+        if count < wanted:
+            return unusable(f"can't be checked: token {place} comes with {count} logprobs, not with {wanted}")
     return None
 
 

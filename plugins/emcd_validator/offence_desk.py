@@ -66,9 +66,10 @@ class OffenceDesk:
         self._told: set[bytes] = set()
         """Own evidence that led to nothing when it was last judged; told once."""
 
-    async def take(self, proof: Proof) -> Kept:
+    async def take(self, proof: Proof, source: str = "") -> Kept:
         """Judge a proof, whoever brought it, and keep what it proves.
 
+        Args: `source`: who brought it, as far as limits go; "" for what was found here.
         Raises: RemoteProtocolError EMC-1980 to 1985, 1990, 1991 (it proves nothing here),
         RecoverableError (the chain is away or not there yet, so who had a say is not known; what it
         takes a run of a model to judge can't be judged now).
@@ -92,7 +93,7 @@ class OffenceDesk:
         if isinstance(proof, FalseVerdict):
             if bytes(evidence_hash(claimed)) in await self.list_known():
                 return Kept.KNOWN
-            terms = replace(terms, recomputed=await self._judge.recompute(terms, proof))
+            terms = replace(terms, recomputed=await self._judge.recompute(terms, proof, source))
         return await self._keep(proof, terms)
 
     async def collect(self) -> int:

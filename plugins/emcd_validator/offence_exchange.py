@@ -154,7 +154,7 @@ class OffenceExchange:
             if not self._is_heard(peer):
                 return
             try:
-                await self._fetch_proof(endpoint, identity)
+                await self._fetch_proof(peer, endpoint, identity)
             except RecoverableError as exc:
                 self._note_unreached(peer, exc)
                 return
@@ -162,7 +162,7 @@ class OffenceExchange:
                 self._limiter.add_failure(peer, trio.current_time())
                 self._note_fault(peer, exc)
 
-    async def _fetch_proof(self, endpoint: str, identity: bytes) -> None:
+    async def _fetch_proof(self, peer: Address, endpoint: str, identity: bytes) -> None:
         page = await self._peers.find_page(endpoint, "offences", identity)
         if page is None:
             raise RemoteProtocolError("EMC-1980", f"{hex_hash(identity)} is listed and not served")
@@ -170,7 +170,7 @@ class OffenceExchange:
         if bytes(evidence_hash(offence_of(proof))) != identity:
             raise RemoteProtocolError("EMC-1980", f"the proof of {hex_hash(identity)} is of another deed")
         try:
-            await self._desk.take(proof)
+            await self._desk.take(proof, peer)
         except RecoverableError as exc:  # it waits here, and holds up no other proof
             self._validator.log.debug("proof waits", code=exc.code, detail=exc.detail)
 

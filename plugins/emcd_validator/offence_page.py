@@ -81,7 +81,7 @@ class OffencePages:
             return reply(413, {"code": "EMC-1980", "reason": f"more than {MAX_PROOF_BYTES} bytes"})
         try:
             proof = read_proof(_decode(body))
-            kept = await self._desk.take(proof)
+            kept = await self._desk.take(proof, source)
         except RemoteProtocolError as exc:
             self._limiter.add_failure(source, now_s)
             return fault(exc)

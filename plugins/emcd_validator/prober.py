@@ -31,7 +31,7 @@ from emcd_validator.liveness import ABSENT, name_failure
 from emcd_validator.metrics import LIVENESS, VERDICTS
 from emcd_validator.model import JudgedModel
 from emcd_validator.plan import Draws, Slot, pick_model, probe_window_ms
-from emcd_validator.probe_request import ProbeRequest, build_probe, path_of
+from emcd_validator.probe_request import ProbeRequest, build_probe, path_of, upstream_hash
 from emcd_validator.queries.key_uses import count_key_uses, find_key_hash, note_key_use
 from emcd_validator.queries.rounds import (
     ProbeRow,
@@ -194,41 +194,46 @@ class Prober:
 
     async def _judge(self, draws: Draws, probe: ProbeRow) -> None:
         """Fetch the receipt, judge, and write the verdict down; tries as long as there is time."""
-        if probe.status != HTTP_OK or not probe.call_id:
-            failure = name_failure(probe.status)
-            LIVENESS.labels(failure).inc()
-            said = probe.reason or f"status {probe.status}, call id {probe.call_id.hex() or 'missing'}"
-            reason = f"{failure}: {said}"
-            await self._give(probe, Judgement(Verdict.ERROR, reason=reason))
+        failure = _describe_failure(probe)
+        if failure:
+            LIVENESS.labels(name_failure(probe.status)).inc()
+        if not probe.call_id:
+            await self._give(probe, Judgement(Verdict.ERROR, reason=failure))
             return
-        validator = self._validator
         while True:
             missing = "no receipt came"
             try:
-                judged = await self._judge_answer(draws, probe)
+                probe = await self._ensure_receipt(draws, probe)
+                if probe.receipt:
+                    await self._give(probe, await self._judge_answer(probe, failure))
+                    return
             except RecoverableError as exc:
-                judged, missing = None, f"{exc.code}: {exc.detail}"
-            if judged is not None:
-                await self._give(*judged)
-                return
+                missing = f"{exc.code}: {exc.detail}"
             if self._is_late(probe):
-                await self._give(probe, Judgement(Verdict.ERROR, reason=missing))
+                await self._give(_without_word(probe), Judgement(Verdict.ERROR, reason=failure or missing))
                 return
-            await trio.sleep(min(1.0, validator.poll_s))
+            await trio.sleep(min(1.0, self._validator.poll_s))
 
-    async def _judge_answer(self, draws: Draws, probe: ProbeRow) -> tuple[ProbeRow, Judgement] | None:
-        validator = self._validator
-        if not probe.receipt:
-            receipt = await self._hub.fetch_receipt(probe.call_id, await self._find_key(draws, probe))
-            if receipt is None:
-                return None
-            probe = replace(probe, receipt=receipt)
-            await validator.write(lambda con: keep_receipt(con, validator.address, probe, receipt))
+    async def _ensure_receipt(self, draws: Draws, probe: ProbeRow) -> ProbeRow:
+        """The probe with its receipt, if the hub has it. Raises: RecoverableError."""
+        if probe.receipt:
+            return probe
+        receipt = await self._hub.fetch_receipt(probe.call_id, await self._find_key(draws, probe))
+        if receipt is None:
+            return probe
+        held = replace(probe, receipt=receipt)
+        await self._validator.write(lambda con: keep_receipt(con, self._validator.address, held, receipt))
+        return held
+
+    async def _judge_answer(self, probe: ProbeRow, failure: str) -> Judgement:
+        """Raises: RecoverableError when the judge can't run now."""
+        if failure:
+            return Judgement(Verdict.ERROR, reason=failure)
         try:
-            exchange = read_exchange(probe, validator.models[probe.model])
+            exchange = read_exchange(probe, self._validator.models[probe.model])
         except RemoteProtocolError as exc:
-            return probe, Judgement(Verdict.ERROR, reason=f"receipt: {exc.detail}")
-        return probe, await self._judge_desk.judge_exchange(exchange)
+            return Judgement(Verdict.ERROR, reason=f"receipt: {exc.detail}")
+        return await self._judge_desk.judge_exchange(exchange)
 
     def _is_late(self, probe: ProbeRow) -> bool:
         """Whether the verdict has to be given now: a poll later there is no time left."""
@@ -336,15 +341,8 @@ def read_exchange(probe: ProbeRow, model: JudgedModel) -> Exchange:
 
 
 def make_result(probe: ProbeRow, judgement: Judgement) -> ProbeResult:
-    """What the reveal says of a probe. ERROR and OFFLINE name no call: they accuse nobody."""
-    call_id, request_hash, response_hash = NO_CALL, bytes(ZERO_HASH), bytes(ZERO_HASH)
-    if judgement.verdict not in (Verdict.ERROR, Verdict.OFFLINE):
-        call = read_receipt(probe.receipt)
-        call_id, request_hash, response_hash = (
-            call.forward.call_id,
-            call.forward.request_hash,
-            call.delivery.body_hash,
-        )
+    """What the reveal says of a probe; it names the call where there is one, so that others can judge it."""
+    call_id, request_hash, response_hash = _name_call(probe)
     return ProbeResult(
         node=probe.node,
         slot=probe.slot,
@@ -355,6 +353,35 @@ def make_result(probe: ProbeRow, judgement: Judgement) -> ProbeResult:
         verdict=int(judgement.verdict),
         statistic_e12=judgement.statistic_e12,
     )
+
+
+def _name_call(probe: ProbeRow) -> tuple[bytes, bytes, bytes]:
+    """Call id, request and answer: as hub and node signed them, without a receipt what was asked."""
+    none = bytes(ZERO_HASH)
+    if not probe.call_id:
+        return NO_CALL, none, none
+    try:
+        call = read_receipt(probe.receipt)
+    except RemoteProtocolError:
+        call = None
+    if call is None or call.forward.call_id != probe.call_id:
+        asked = upstream_hash(path_of(probe.request_body), probe.request_body)
+        return (NO_CALL, none, none) if asked is None else (probe.call_id, asked, none)
+    response_hash = none if call.receipt is None else call.receipt.response_hash
+    return probe.call_id, call.forward.request_hash, response_hash
+
+
+def _describe_failure(probe: ProbeRow) -> str:
+    """Why a probe was not answered at all; "" where there is an answer to judge."""
+    if probe.status == HTTP_OK and probe.call_id:
+        return ""
+    said = probe.reason or f"status {probe.status}, call id {probe.call_id.hex() or 'missing'}"
+    return f"{name_failure(probe.status)}: {said}"
+
+
+def _without_word(probe: ProbeRow) -> ProbeRow:
+    """A probe whose verdict is due: whoever has the answer and could not judge it says nothing of its call."""
+    return replace(probe, call_id=b"") if probe.receipt else probe
 
 
 def _judge_absent(offer: NodeOffer | None, round_start_ms: int) -> Judgement:

@@ -96,15 +96,17 @@ class TextReference:
         return [*positions, *([self._make_end(facts[-1], case)] if case.end_missing else [])]
 
     def _make_end(self, facts: TokenFacts, case: TextCase) -> Position:
-        """The end token that was not delivered: the best of them, taken as reported rightly."""
+        """The end token that was not delivered: the best of them in the first run, taken as reported rightly."""
         first, sampling = self.manifest.stop_tokens[0], case.ask.sampling
         logits = {
             token: facts.chosen_logit + logprob - facts.own[first] for token, logprob in facts.own.items()
         }
         place, temperature = len(case.token_ids), max(0.0, sampling.temperature)
-        token = max(
-            logits, key=lambda item: logits[item] + temperature * gumbel_noise(sampling.seed, place, item)
-        )
+        token = case.end_token
+        if token is None:
+            token = max(
+                logits, key=lambda item: logits[item] + temperature * gumbel_noise(sampling.seed, place, item)
+            )
         reported = {token: facts.own[token]}
         return Position(reported, facts.own, token, logits[token], facts.candidates, facts.log_total)
 

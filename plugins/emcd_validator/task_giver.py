@@ -3,14 +3,15 @@
 After a round it takes own probes that passed, spoils some, has its own judge look at what it spoilt, and
 sends every peer one of both, rewritten for that peer. A peer that signs a PASS for a gross one has
 proven that it did not judge. Invariants: nothing is given as a decoy that the own judge did not call
-GROSS, but for noise far below any threshold; an own judge that passes a decoy is believed in nothing of
-that round; tasks are written down before they are sent, once a peer and round; every wait has a deadline,
-a peer that stalls holds up nobody.
+GROSS by the distance of its numbers, but for noise far below any threshold; an own judge that passes a
+decoy is believed in nothing of that round; tasks are written down before they are sent, once a peer and
+round; every wait has a deadline, a peer that stalls holds up nobody; nothing that a node or a peer says
+ends the round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from random import Random
 
@@ -26,6 +27,7 @@ from emcd.proto.transcript import transcript_hash
 from emcd.types import Address
 from emcd_validator.decoy import Sample, make_decoys, rewrite
 from emcd_validator.entry import TaskEntry, task_item
+from emcd_validator.false_verdict import is_gross_by_distance
 from emcd_validator.metrics import TASKS_GIVEN
 from emcd_validator.peer_client import PeerClient
 from emcd_validator.probe_request import path_of
@@ -40,6 +42,8 @@ from emcd_validator.view import RoundView
 
 DECOYS = 2
 """That are made in a round: each costs an own run or two, and is rewritten for every peer that gets it."""
+MAX_SAMPLE_BYTES = 256 << 10
+"""Request and answer of a probe that is used: longer ones take more to rewrite than they are worth."""
 
 
 class TaskGiver:
@@ -59,9 +63,25 @@ class TaskGiver:
         self._judge = judge
         self._own_judge = own_judge
         self._rng = rng
+        self._limiter = trio.CapacityLimiter(1)
+        """Of the threads that read and write answers."""
 
     async def run(self, view: RoundView) -> None:
-        """From the end of a round until its tasks are due: give them, and take the answers."""
+        """From the end of a round until its tasks are due: give them, and take the answers.
+
+        Raises: nothing but what ends the process; a fault is told.
+        """
+        await self._guard(view.round, partial(self._run, view))
+
+    async def _guard(self, round_index: int, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception as exc:  # noqa: BLE001 -- tasks are no reason to lose the round's votes
+            self._validator.log.error(
+                "tasks not given", code="EMC-1875", round=round_index, detail=f"{type(exc).__name__}: {exc}"
+            )
+
+    async def _run(self, view: RoundView) -> None:
         validator = self._validator
         left_s = (validator.tasks_end_ms(view.round) - validator.now_ms()) / 1000
         if left_s <= 0 or validator.speaker(view.members) not in view.members:
@@ -72,16 +92,22 @@ class TaskGiver:
             async with trio.open_nursery() as nursery:
                 for peer, endpoint in view.endpoints.items():
                     if peer not in validator.keys:
-                        nursery.start_soon(self._serve_peer, view, peer, endpoint, samples, decoys)
+                        serve = partial(self._serve_peer, view, peer, endpoint, samples, decoys)
+                        nursery.start_soon(self._guard, view.round, serve)
         await self._tell_unanswered(view.round)
 
     async def _list_samples(self, round_index: int) -> list[Sample]:
         validator = self._validator
         rows = await validator.read(lambda con: list_probes(con, validator.address, round_index))
-        found = [self._read_sample(row) for row in rows]
-        return [sample for sample in found if sample is not None and rewrite(sample, self._rng) is not None]
+        found = [
+            await trio.to_thread.run_sync(self._read_sample, row, limiter=self._limiter)
+            for row in rows
+            if len(row.request_body) + len(row.response_body) <= MAX_SAMPLE_BYTES
+        ]
+        return [sample for sample in found if sample is not None]
 
     def _read_sample(self, row: ProbeRow) -> Sample | None:
+        """What can be given to peers: a probe that passed, and whose answer can be written anew."""
         model, path = self._validator.models.get(row.model), path_of(row.request_body)
         if row.result is None or row.result.verdict != Verdict.PASS or model is None or not path:
             return None
@@ -89,7 +115,8 @@ class TaskGiver:
             request = read_request(ENDPOINTS[path], row.request_body, evidence=True).body
         except RemoteProtocolError:
             return None
-        return Sample(model.model_hash, path, request, row.response_body)
+        sample = Sample(model.model_hash, path, request, row.response_body)
+        return None if rewrite(sample, self._rng) is None else sample
 
     async def _make_decoys(self, round_index: int, samples: Sequence[Sample]) -> list[Sample]:
         """Wrong answers that the own judge calls gross; none where it can't judge now, or is wrong itself."""
@@ -110,7 +137,8 @@ class TaskGiver:
             for item in samples
             if item is not sample and (item.model_hash, item.path) == (sample.model_hash, sample.path)
         ]
-        for decoy in await trio.to_thread.run_sync(make_decoys, sample, others, self._rng):
+        decoys = await trio.to_thread.run_sync(make_decoys, sample, others, self._rng, limiter=self._limiter)
+        for decoy in decoys:
             try:
                 judgement = await self._judge.judge_transcript(
                     decoy.model_hash, decoy.path, decoy.request, decoy.response
@@ -118,7 +146,7 @@ class TaskGiver:
             except RecoverableError as exc:
                 self._validator.log.info("no decoys", code=exc.code, detail=exc.detail)
                 return None
-            if judgement.verdict is Verdict.GROSS:
+            if is_gross_by_distance(judgement):
                 return decoy
             if judgement.verdict is Verdict.PASS:
                 reason = f"round {round_index}: the own judge passed a decoy"
@@ -153,7 +181,7 @@ class TaskGiver:
             return known
         is_decoy = self._rng.random() < 0.5
         chosen = self._rng.choice(decoys if is_decoy else samples)
-        transcript = await trio.to_thread.run_sync(rewrite, chosen, self._rng)
+        transcript = await trio.to_thread.run_sync(rewrite, chosen, self._rng, limiter=self._limiter)
         if transcript is None:
             return []
         row = TaskRow(

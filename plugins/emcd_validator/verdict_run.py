@@ -129,6 +129,8 @@ def _judge_case(runs: TextRuns, manifest: TextManifest, case: TextCase) -> Judge
     if first.verdict is Verdict.PASS:
         return _conclude(first, manifest, case, None)
     spread = TextStatistics()
+    if case.end_missing:
+        case = replace(case, end_token=positions[-1].chosen)
     for again in runs.compute_again(case):
         measured = measure_spread(case.kind, positions, again, case.ask.sampling, thresholds)
         spread = _widest(spread, measured)

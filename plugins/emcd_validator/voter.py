@@ -204,7 +204,7 @@ class Voter:
                 own.reveal.seed, call_id, me, peer, terms.powers, terms.params
             )
 
-        duties = list_duties(reveal, accused=list_accused(held), is_drawn=is_drawn, all_passes=mistrusted)
+        duties = list_duties(reveal, accused=list_accused(held), is_drawn=is_drawn, judges_all=mistrusted)
         may_ask_all = self._validator.now_ms() >= self._validator.tasks_end_ms(view.round)
         for probe in duties:
             if not may_ask_all and not Verdict(probe.verdict).is_strike:

@@ -94,6 +94,61 @@ def test_rulings_fine_nobody_who_saw_the_number_at_the_threshold(
     assert rulings.mistaken == frozenset()
 
 
+@given(networks(), st.sampled_from([Verdict.ERROR, Verdict.TEMPLATE]), st.data())
+def test_rulings_fine_nobody_for_an_answer_that_can_not_be_judged(
+    network: tuple[dict[str, int], frozenset[str]], truth: Verdict, data: st.DataObject
+) -> None:
+    """All the honest say so, whoever probed, and whatever the others say: it is work, it passes nothing."""
+    powers, bad = network
+    ballots = {name: data.draw(words) if name in bad else (truth, 0) for name in powers}
+    prober = data.draw(st.sampled_from(sorted(powers.keys() - bad)))
+    said = {name: word for name, word in ballots.items() if name != prober}
+
+    rulings = rule(terms_of(powers), [probe_of(prober, *ballots[prober])], votes_of(said))
+
+    assert rulings.mistaken == rulings.struck == frozenset()
+    assert rulings.passed == {}
+    assert rulings.done == {address_of(prober): 1}
+
+
+@given(networks(), st.sampled_from([Verdict.ERROR, Verdict.TEMPLATE]), st.integers(1, 200 * TAU), st.data())
+def test_rulings_judge_what_a_bought_prober_calls_unusable(
+    network: tuple[dict[str, int], frozenset[str]], word: Verdict, truth: int, data: st.DataObject
+) -> None:
+    """A good answer passes, a cheat's strikes, and the prober has neither work nor credits, whatever it adds."""
+    powers, bad = network
+    prober = data.draw(st.sampled_from(sorted(bad or powers)))
+    said = {name: judge_at(truth, TAU) for name in powers if name != prober and name not in bad}
+    lie = (word, data.draw(st.integers(0, 2**64 - 1)))
+    terms = terms_of(powers)
+
+    rulings = rule(terms, [probe_of(prober, *lie)], votes_of(said))
+
+    if terms.is_quorum(sum(powers[name] for name in said)):
+        assert rulings.passed[NODE] == (truth <= TAU)
+        assert rulings.struck == (set() if truth <= TAU else {NODE})
+        assert rulings.mistaken == {address_of(prober)}
+        assert rulings.done == {}
+    else:
+        assert rulings.mistaken == rulings.struck == frozenset()
+
+
+@given(networks(), st.integers(TAU, 200 * TAU), st.data())
+def test_rulings_fine_nobody_who_saw_the_same_number_as_the_quorum(
+    network: tuple[dict[str, int], frozenset[str]], truth: int, data: st.DataObject
+) -> None:
+    """Own runs may lie further apart on one machine, so that it calls the number a PASS."""
+    powers, _ = network
+    odd = data.draw(st.sampled_from(sorted(powers)))
+    ballots = {name: (Verdict.PASS if name == odd else Verdict.GROSS, truth) for name in powers}
+    prober = data.draw(st.sampled_from(sorted(powers)))
+    said = {name: ballot for name, ballot in ballots.items() if name != prober}
+
+    rulings = rule(terms_of(powers), [probe_of(prober, *ballots[prober])], votes_of(said))
+
+    assert rulings.mistaken == frozenset()
+
+
 @given(networks(), st.integers(20 * TAU, 200 * TAU))
 def test_rulings_strike_a_cheat_when_all_the_honest_speak(
     network: tuple[dict[str, int], frozenset[str]], truth: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from emcd.accounting.probe_outcome import BackedProbe, ProbeOutcome
 from emcd.accounting.ruling import Rulings, compute_rulings
@@ -13,7 +13,7 @@ from emcd.proto.eip712 import Domain
 from emcd.proto.hashing import keccak
 from emcd.proto.messages import Reveal, Verdict, Vote
 from emcd.proto.params import ModelStanding, NetworkParams
-from emcd.types import Address
+from emcd.types import ZERO_HASH, Address
 from tests.support.round_world import CHAIN_ID, MODEL_HASH, STAKING, address_of, edited, enforcing_params
 
 ROUND = 7
@@ -43,10 +43,24 @@ def call_id(name: str) -> bytes:
 
 
 def probe_of(
-    prober: str, verdict: Verdict, statistic_e12: int = 100, *, call: str = "call", node: Address = NODE
+    prober: str,
+    verdict: Verdict,
+    statistic_e12: int = 100,
+    *,
+    call: str = "call",
+    node: Address = NODE,
+    is_answered: bool = True,
 ) -> BackedProbe:
     return BackedProbe(
-        address_of(prober), node, call_id(call), keccak(b"receipt"), MODEL_HASH, verdict, statistic_e12, True
+        address_of(prober),
+        node,
+        call_id(call),
+        keccak(b"receipt"),
+        MODEL_HASH,
+        verdict,
+        statistic_e12,
+        True,
+        is_answered,
     )
 
 
@@ -56,6 +70,14 @@ def votes_of(ballots: Ballots, call: str = "call") -> list[VoteEntry]:
             Vote(address_of(name), ROUND, call_id(call), keccak(b"receipt"), int(verdict), statistic), b""
         )
         for name, (verdict, statistic) in ballots.items()
+    ]
+
+
+def unseen_of(names: Iterable[str], call: str = "call") -> list[VoteEntry]:
+    """Votes of those to whom no evidence was shown."""
+    return [
+        VoteEntry(Vote(address_of(name), ROUND, call_id(call), ZERO_HASH, int(Verdict.ERROR), 0), b"")
+        for name in names
     ]
 
 

@@ -228,7 +228,7 @@ class _Taker:
         raise error
 
 
-def _tell_true(row: np.ndarray, token: int) -> Choice:  # type: ignore[type-arg]
+def _tell_true(row: np.ndarray, token: int) -> Choice:
     best = [item for item, _ in read_candidates(row, min(5, CANDIDATES))]
     known = {item: round(value, 6) for item, value in read_logprobs(row, [*best, token]).items()}
     return Choice(token, known[token], tuple((item, known[item]) for item in best))

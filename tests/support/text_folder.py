@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from emcd.inference.manifest import TextManifest, canonical_json
+from emcd.inference.manifest import EMBEDDED_ENGINE, TextManifest, canonical_json
 from emcd.inference.training.bpe import CHAT_TEMPLATE, train_bpe
 
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs. " * 4
@@ -20,7 +20,7 @@ def _tokenizer_json() -> bytes:
     return json.encode()
 
 
-def make_text_folder(models_dir: Path, name: str) -> TextManifest:
+def make_text_folder(models_dir: Path, name: str, engine: str = EMBEDDED_ENGINE) -> TextManifest:
     """Write the folder; its graph is none."""
     files = {
         "model.onnx": b"no graph",
@@ -39,6 +39,8 @@ def make_text_folder(models_dir: Path, name: str) -> TextManifest:
         vocab_tokens=VOCAB,
         bos_token=None,
         stop_tokens=(0,),
+        engine=engine,
+        sampler="emcd-gumbel-v1" if engine == EMBEDDED_ENGINE else "engine",
     )
     (folder / "manifest.json").write_bytes(canonical_json(manifest))
     return manifest

@@ -236,10 +236,11 @@ class Writer:
     def _entry(
         self, token: int, logprob: float, top: Sequence[tuple[int, float]] | None = None
     ) -> dict[str, Any]:
+        data = self.tokenizer.token_bytes(token)
         entry: dict[str, Any] = {
-            "token": self.tokenizer.token_text(token),
+            "token": self.tokenizer.token_text(token) if data else self.tokenizer.token_name(token),
             "logprob": round(logprob, 6),
-            "bytes": list(self.tokenizer.token_bytes(token)),
+            "bytes": list(data),
         }
         if top is not None:
             entry["top_logprobs"] = [self._entry(*item) for item in top]

@@ -120,6 +120,9 @@ class ToyEngine:
                 break
         path = scope["path"].removeprefix("/v1")
         kind = dict(scope["headers"]).get(b"content-type", b"").decode()
+        if scope["method"] == "GET" and path != "/models":  # which engine is this?
+            await self._send(send, 404, "application/json", [b"{}"])
+            return
         if path != "/models":
             self.seen.append(Seen(path, kind, body))
         if path in self.broken:

@@ -6,7 +6,7 @@ import pytest
 
 from emcd.accounting.assignment import draw_time_ms
 from emcd.accounting.probe_outcome import ProbeOutcome, compute_probe_outcome
-from emcd.accounting.tally import CallTally, ProbedCall
+from emcd.accounting.tally import CallTally, NodeTally, ProbedCall
 from emcd.accounting.terms import make_terms
 from emcd.proto.bundle import ProbeResult, RevealEntry
 from emcd.proto.hashing import keccak
@@ -25,11 +25,16 @@ TERMS = make_terms(WORLD.close().bundle.header, WORLD.participants(), WORLD.vali
 PROBERS = [TERMS.assignments[NODE, slot].validator for slot in range(2)]
 
 
-def claim(slot: int, number: int = 0) -> RevealEntry:
+def claim(
+    slot: int, number: int = 0, verdict: Verdict = Verdict.PASS, response: bytes = RESPONSE
+) -> RevealEntry:
     """The reveal of a slot's validator, with a seed of its own, that names the one call."""
-    probe = ProbeResult(NODE, slot, 1, CALL_ID, REQUEST, RESPONSE, int(Verdict.PASS), 1)
+    probe = ProbeResult(NODE, slot, 1, CALL_ID, REQUEST, response, int(verdict), 1)
     entry = WORLD.make_reveal(WORLD.by_address[PROBERS[slot]], [probe])
-    return edited(entry, reveal=edited(entry.reveal, seed=keccak(b"seed %d of %d" % (number, slot))))
+    drawn: RevealEntry = edited(
+        entry, reveal=edited(entry.reveal, seed=keccak(b"seed %d of %d" % (number, slot)))
+    )
+    return drawn
 
 
 def due_ms(entry: RevealEntry) -> int:
@@ -39,7 +44,9 @@ def due_ms(entry: RevealEntry) -> int:
     )
 
 
-def outcome_of(reveals: list[RevealEntry], started_at_ms: int) -> ProbeOutcome:
+def outcome_of(
+    reveals: list[RevealEntry], started_at_ms: int, *, is_proven: bool = True, counted: int = 0
+) -> ProbeOutcome:
     call = ProbedCall(
         node=NODE,
         router=ZERO_ADDRESS,
@@ -48,10 +55,32 @@ def outcome_of(reveals: list[RevealEntry], started_at_ms: int) -> ProbeOutcome:
         response_hash=RESPONSE,
         receipt_hash=keccak(b"receipt"),
         started_at_ms=started_at_ms,
-        is_proven=True,
+        is_proven=is_proven,
         counts=True,
     )
-    return compute_probe_outcome(TERMS, reveals, CallTally(probed={CALL_ID: call}), {NODE})
+    tally = CallTally(nodes={NODE: NodeTally(9, counted)}, probed={CALL_ID: call})
+    return compute_probe_outcome(TERMS, reveals, tally, {NODE})
+
+
+@pytest.mark.parametrize("response", [RESPONSE, bytes(32)])
+def test_error_about_a_call_is_voted_on_where_the_answer_is_proven(response: bytes) -> None:
+    reveals = [claim(0, verdict=Verdict.ERROR, response=response)]
+
+    answered = outcome_of(reveals, TERMS.start_ms, counted=1)
+    lost = outcome_of(reveals, TERMS.start_ms, is_proven=False, counted=1)
+
+    assert (answered.votable, lost.votable) == ({CALL_ID: keccak(b"receipt")}, {})
+    assert answered.done == lost.done == {PROBERS[0]: 1}
+
+
+@pytest.mark.parametrize(("counted", "done"), [(0, {PROBERS[0]: 1}), (1, {})])
+def test_error_whose_call_is_not_there_is_done_where_the_node_answered_nobody(
+    counted: int, done: dict[str, int]
+) -> None:
+    entry = claim(0, verdict=Verdict.ERROR)
+    entry = edited(entry, probes=(edited(entry.probes[0], call_id=keccak(b"no call")[:16]),))
+
+    assert outcome_of([entry], TERMS.start_ms, counted=counted).done == done
 
 
 @pytest.mark.parametrize("number", range(6))

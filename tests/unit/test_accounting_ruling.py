@@ -10,7 +10,17 @@ from emcd.accounting.recheck import draw_rechecks, is_recheck
 from emcd.accounting.ruling import Rulings
 from emcd.proto.messages import Verdict
 from emcd.proto.params import ModelStanding
-from tests.support.ballot_box import NODE, Ballots, call_id, probe_of, reveal_of, rule, terms_of, votes_of
+from tests.support.ballot_box import (
+    NODE,
+    Ballots,
+    call_id,
+    probe_of,
+    reveal_of,
+    rule,
+    terms_of,
+    unseen_of,
+    votes_of,
+)
 from tests.support.round_world import address_of
 
 PASS, FAIL, GROSS, CLASS = Verdict.PASS, Verdict.FAIL, Verdict.GROSS, Verdict.CLASS
@@ -118,8 +128,17 @@ def test_ruling_strike_against_the_probers_pass_pays_nobody() -> None:
         (FAIL, "PPPPP", (200, 100, 100, 100, 100, 100), ""),
         (FAIL, "PPPPP", (201, 100, 100, 100, 100, 100), "0"),
         (CLASS, "PPPPP", (201, 100, 100, 100, 100, 100), "0"),
-        (GROSS, "PPPPP", (100, 100, 100, 100, 100, 100), "0"),
-        (GROSS, "PGGGG", (100, 100, 100, 100, 100, 100), "1"),
+        (GROSS, "PPPPP", (100, 100, 100, 100, 100, 100), ""),
+        (GROSS, "PGGGG", (30 * 10**12,) * 6, ""),
+        (GROSS, "PGGGG", (30 * 10**12, 14 * 10**12, *(30 * 10**12,) * 4), "1"),
+        (TEMPLATE, "PPPPP", (100, 100, 100, 100, 100, 100), "0"),
+        (TEMPLATE, "GGGGG", (100, 100, 100, 100, 100, 100), "0"),
+        (ERROR, "PPPPP", (100, 100, 100, 100, 100, 100), "0"),
+        (ERROR, "FFFCC", (100, 100, 100, 100, 100, 100), "0"),
+        (ERROR, "PPPPP", (100, 0, 0, 0, 0, 0), ""),
+        (ERROR, "PPPP-", (100, 100, 100, 100, 100, 0), ""),
+        (ERROR, "EEEEE", (0, 0, 0, 0, 0, 0), ""),
+        (PASS, "TPPPP", (100, 100, 100, 100, 100, 100), ""),
         (FAIL, "PPPPP", (1, 0, 0, 0, 0, 0), "0"),
         (FAIL, "TFFFF", (9, 1, 9, 9, 9, 9), ""),
         (FAIL, "EFFFF", (9, 0, 9, 9, 9, 9), ""),
@@ -163,6 +182,56 @@ def test_probers_error_about_a_call_is_work_whatever_power_it_has() -> None:
     assert rule(terms, [probe_of("v0", PASS)], []).done == {address_of("v0"): 1}
 
 
+@pytest.mark.parametrize("prober", [ERROR, TEMPLATE])
+@pytest.mark.parametrize(
+    ("others", "done", "passed", "struck"),
+    [
+        ("PPPPP", 0, 1, False),
+        ("PPPP-", 1, 0, False),
+        ("GGGGG", 0, 0, True),
+        ("FFCCC", 0, 0, True),
+        ("FFPPP", 1, 0, False),
+        ("TTTTT", 1, 0, False),
+        ("-----", 1, 0, False),
+    ],
+)
+def test_word_that_an_answer_is_unusable_is_work_until_the_quorum_judges_it(
+    prober: Verdict, others: str, done: int, passed: int, struck: bool
+) -> None:
+    rulings = ruled(prober, others)
+
+    assert rulings.done[address_of("v0")] == done
+    assert rulings.passed[NODE] == passed
+    assert rulings.struck == ({NODE} if struck else set())
+    assert rulings.mistaken == ({address_of("v0")} if not done else set())
+
+
+def test_error_whose_evidence_nobody_is_shown_is_no_work_and_one_that_all_saw_is() -> None:
+    prober, others = address_of("v0"), [f"v{n}" for n in range(1, 6)]
+    probe = probe_of("v0", ERROR)
+
+    assert rule(terms_of(SIX), [probe], unseen_of(others)).done == {}
+    assert rule(terms_of(SIX), [probe], unseen_of(others)).mistaken == frozenset()
+    assert rule(terms_of(SIX), [probe], unseen_of(others[:4])).done == {prober: 1}
+    assert ruled(ERROR, "EEEEE").done == {prober: 1}
+
+
+def test_error_without_a_proven_answer_is_ruled_by_nobody() -> None:
+    probe = probe_of("v0", ERROR, is_answered=False)
+    rulings = rule(terms_of(SIX, recheck_bps=10_000), [probe], [], tuple(SIX))
+
+    assert rulings.done == rulings.planned == {address_of("v0"): 1}
+
+
+@pytest.mark.parametrize("prober", [ERROR, TEMPLATE])
+def test_error_about_a_delisted_model_is_at_fault_for_nothing(prober: Verdict) -> None:
+    rulings = ruled(prober, "PPPPP", standing=ModelStanding.DELISTED)
+
+    assert rulings.done == {address_of("v0"): 1}
+    assert rulings.passed == {}
+    assert rulings.mistaken == frozenset()
+
+
 # --------------------------------------------------------------------------- re-checks
 
 
@@ -187,8 +256,9 @@ def test_recheck_of_the_only_power_is_nobodys() -> None:
 
 @pytest.mark.parametrize(
     ("word", "done"),
-    [(PASS, True), (FAIL, True), (CLASS, True), (TEMPLATE, True), (ERROR, False), (None, False)],
-)
+    [(PASS, True), (FAIL, True), (CLASS, True), (TEMPLATE, True), (ERROR, False), (Verdict.OFFLINE, False),
+     (None, False)],
+)  # fmt: skip
 def test_recheck_that_is_drawn_and_not_done_costs_its_share(word: Verdict | None, done: bool) -> None:
     terms = terms_of({"v0": 1, "v1": 1, "v2": 1, "v3": 1}, recheck_bps=10_000)
     call = next(
@@ -209,12 +279,35 @@ def test_recheck_that_is_drawn_and_not_done_costs_its_share(word: Verdict | None
     assert rule(terms, probes, votes, reveals=("v0",)).planned[mine] == 1
 
 
-@pytest.mark.parametrize("prober", [FAIL, GROSS, CLASS, TEMPLATE, ERROR])
-def test_recheck_is_drawn_for_passes_alone(prober: Verdict) -> None:
+@pytest.mark.parametrize("prober", [PASS, FAIL, GROSS, CLASS, TEMPLATE, ERROR])
+def test_recheck_is_drawn_alike_for_all_answers_but_strikes(prober: Verdict) -> None:
     terms = terms_of(SIX, recheck_bps=10_000)
-    probes = [probe_of("v0", prober, call=f"call {n}") for n in range(50)]
+    rechecks = {
+        verdict: rule(
+            terms, [probe_of("v0", verdict, call=f"call {n}") for n in range(50)], [], tuple(SIX)
+        ).rechecks
+        for verdict in (PASS, prober)
+    }
 
-    assert rule(terms, probes, [], reveals=tuple(SIX)).rechecks == {}
+    assert rechecks[prober] == ({} if prober.is_strike else rechecks[PASS])
+    assert sum(rechecks[PASS].values()) > 25
+
+
+@pytest.mark.parametrize("word", [TEMPLATE, ERROR])
+def test_recheck_that_finds_nothing_to_judge_where_the_quorum_does_is_not_done(word: Verdict) -> None:
+    terms = terms_of(SIX, recheck_bps=10_000)
+    probes = [probe_of("v0", PASS, call=f"call {n}") for n in range(50)]
+    votes = [
+        vote
+        for n in range(50)
+        for vote in votes_of({f"v{k}": (word if k == 1 else PASS, 100) for k in range(1, 6)}, f"call {n}")
+    ]
+
+    rulings = rule(terms, probes, votes, tuple(SIX))
+
+    assert rulings.rechecks[address_of("v1")] > 0
+    assert rulings.rechecked[address_of("v1")] == 0
+    assert rulings.rechecked[address_of("v2")] == rulings.rechecks[address_of("v2")] > 0
 
 
 def test_recheck_of_a_delisted_model_is_not_drawn() -> None:

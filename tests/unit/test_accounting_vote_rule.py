@@ -9,6 +9,7 @@ import pytest
 import emcd.accounting.evidence_rule as evidence_rule
 from emcd.accounting.audit import audit_bundle
 from emcd.accounting.evidence_rule import VoteRule, require_vote
+from emcd.accounting.round_close import CallRecords
 from emcd.accounting.terms import RoundTerms, make_terms
 from emcd.errors import RemoteProtocolError
 from emcd.proto.bundle import VoteEntry
@@ -125,12 +126,36 @@ def test_audit_takes_votes_about_passes_and_refuses_those_about_users_calls() ->
     assert "no revealed probe with an answer is about this call" in str(refused)
 
 
-@pytest.mark.parametrize("verdict", [Verdict.ERROR, Verdict.OFFLINE])
-def test_vote_about_a_probe_without_an_answer_is_left_out(verdict: Verdict) -> None:
+def probed_world(verdict: Verdict) -> tuple[World, CallRecords]:
+    """A world whose probes have one verdict, and the call of the first."""
     world = World(node_names=("node-1",), verdicts={"node-1": verdict})
     probe = next(p for probes in world.probes.values() for p in probes)
-    call = next(c for c in world.calls if c.forward.call_id == probe.call_id)
+    return world, next(c for c in world.calls if c.forward.call_id == probe.call_id)
 
-    closed = world.close(votes=[world.make_vote(MEMBER, call, Verdict.FAIL)])
 
-    assert closed.bundle.votes == ()
+def test_vote_about_a_probe_that_names_nobody_there_is_left_out() -> None:
+    world, call = probed_world(Verdict.OFFLINE)
+
+    assert world.close(votes=[world.make_vote(MEMBER, call, Verdict.FAIL)]).bundle.votes == ()
+
+
+@pytest.mark.parametrize("verdict", [Verdict.ERROR, Verdict.TEMPLATE])
+def test_audit_takes_votes_about_answers_called_unusable(verdict: Verdict) -> None:
+    world, call = probed_world(verdict)
+    votes = [world.make_vote(name, call, Verdict.PASS) for name in world.validator_names]
+    closed = world.close(votes=votes)
+    outcome = audit_bundle(closed.data)
+
+    assert len(closed.bundle.votes) == 4
+    assert outcome.ok
+    prober = next(who for who, probes in world.probes.items() if probes[0].call_id == call.forward.call_id)
+    row = next(r for r in closed.bundle.results if r.node == prober)
+    assert (row.reason, row.credits_micro) == ("mistake", 0)
+
+
+def test_vote_about_an_error_whose_answer_is_not_proven_is_left_out() -> None:
+    world, call = probed_world(Verdict.ERROR)
+    vote = world.make_vote(MEMBER, call, Verdict.PASS)
+    world.calls = [item for item in world.calls if item is not call]
+
+    assert world.close(votes=[vote]).bundle.votes == ()

@@ -198,6 +198,22 @@ def test_bundle_without_a_vote_about_no_receipt_of_the_call_is_signed(
     assert refusal_of(held=with_vote(pass_vote(verdict, receipt_hash))) == ""
 
 
+def test_bundle_that_drops_a_vote_on_an_answer_called_unusable_is_refused() -> None:
+    """Though nobody's evidence of it was checked here, it backs the probe: others must be heard on it."""
+    world = PlainWorld(round=20, node_names=("node-1",), verdicts={"node-1": Verdict.ERROR})
+    author, probe = next((author, probes[0]) for author, probes in world.probes.items() if probes)
+    call = next(call for call in world.calls if call.forward.call_id == probe.call_id)
+    voter = next(name for name in world.validator_names if address_of(name) != author)
+    entry = world.make_vote(voter, call, Verdict.PASS)
+    whole, without = world.close(votes=[entry]), world.close(votes=[])
+    held = held_of(whole)
+    mine = Held({author: held.commitments[author]}, {author: held.reveals[author]})
+    known = {"validator": author, "own": mine, "held": held, "own_calls": (), "struck": {}}
+
+    assert refusal_of(whole, **known) == ""
+    assert refusal_of(without, **known).startswith(f"EMC-1822: the vote of {address_of(voter)}")
+
+
 def test_bundle_without_a_vote_on_a_call_that_backs_no_probe_is_signed() -> None:
     call_id = next(c for c in CALLS if all(p.call_id != c for ps in WORLD.probes.values() for p in ps))
     entry = pass_vote()

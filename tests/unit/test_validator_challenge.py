@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -182,6 +183,71 @@ async def test_challenge_of_what_is_no_call_is_refused(world: World) -> None:
         status_code, answer = await world.post(page, source=f"10.0.{number}.1")
         assert status_code == 400, (number, answer)
     assert await world.listed() == []
+
+
+class SlowBody:
+    """A request whose body does not come; `is_read` once somebody waits for it."""
+
+    def __init__(self, source: str, **path_params: str) -> None:
+        self.request = make_request(None, source, **path_params)
+        self.request._receive = self._receive
+        self.is_read = trio.Event()
+
+    async def _receive(self) -> dict[str, Any]:
+        self.is_read.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+
+async def test_slow_challenges_and_openings_of_others_stop_no_opening(
+    world: World, nursery: trio.Nursery
+) -> None:
+    await world.post(world.page())
+    call_id = format_call_id(world.call.records.forward.call_id)
+    found = []
+
+    async def challenge(body: SlowBody) -> None:
+        found.append((await world.pages._challenge(body.request)).status_code)
+
+    async def opening(body: SlowBody) -> None:
+        found.append((await world.pages._open(body.request)).status_code)
+
+    slow = [SlowBody(f"10.1.0.{number}") for number in range(8)]
+    openings = [SlowBody("10.2.0.1", call_id=call_id) for _ in range(2)]
+    for body in slow:
+        nursery.start_soon(challenge, body)
+    for body in openings:
+        nursery.start_soon(opening, body)
+    with trio.fail_after(5):
+        for body in (*slow, *openings):
+            await body.is_read.wait()
+    await challenge(SlowBody("10.1.0.1"))
+    await challenge(SlowBody("10.1.0.9"))
+    await opening(SlowBody("10.2.0.1", call_id=call_id))
+    assert found == [503, 503, 503]
+    assert await world.open(ANSWER) == (202, {"state": "opened"})
+
+
+async def test_source_has_one_challenge_read_at_a_time(world: World, nursery: trio.Nursery) -> None:
+    slow = SlowBody("10.1.0.1")
+    nursery.start_soon(world.pages._challenge, slow.request)
+    await slow.is_read.wait()
+    assert (await world.post(world.page(), source="10.1.0.1"))[0] == 503
+    assert (await world.post(world.page(), source="10.1.0.2"))[0] == 202
+
+
+async def test_body_that_does_not_come_gives_its_place_back(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    await world.post(world.page())
+    call_id = format_call_id(world.call.records.forward.call_id)
+    for _ in range(10):
+        answer = await world.pages._challenge(SlowBody("10.1.0.1").request)
+        assert answer.status_code == 408
+        answer = await world.pages._open(SlowBody("10.1.0.1", call_id=call_id).request)
+        assert answer.status_code == 408
+    assert (await world.post(world.page(), source="10.1.0.1"))[0] == 202
+    assert await world.open(ANSWER) == (202, {"state": "opened"})
 
 
 async def test_source_that_challenges_nothing_is_not_listened_to(world: World) -> None:

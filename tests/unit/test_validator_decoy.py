@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import struct
+from base64 import b64encode
 from random import Random
 from typing import Any
 
@@ -187,6 +189,70 @@ def test_answer_of_another_form_is_left_alone(response: bytes) -> None:
         assert make_decoys(sample, [sample], Random(1)) == []
         written = rewrite(sample, Random(1))
         assert written is None or msgspec.json.decode(written.response_body) == msgspec.json.decode(response)
+
+
+FLT_MAX = b64encode(struct.pack("<8f", *[3.4028234e38] * 8)).decode()
+HUGE = b'[{"logprobs":{"content":[{"token":"a","logprob":-' + b"9" * 400 + b"}]}}]"
+
+
+def with_field(sample: Sample, name: bytes, value: bytes) -> Sample:
+    """The same answer with a field more, or another one."""
+    response = sample.response[:-1] + b',"' + name + b'":' + value + b"}"
+    return Sample(sample.model_hash, sample.path, sample.request, response)
+
+
+@pytest.mark.parametrize(
+    ("sample", "name", "value"),
+    [
+        (chat(["Hi"]), b"data", b'[{"embedding":"' + FLT_MAX.encode() + b'"}]'),
+        (embedded("text"), b"choices", b'[{"logprobs":{"content":[{"token":"a","logprob":-0.5}]}}]'),
+    ],
+)
+def test_section_that_was_not_asked_for_is_not_touched(sample: Sample, name: bytes, value: bytes) -> None:
+    odd = with_field(sample, name, value)
+    for seed in range(20):
+        written = rewrite(odd, Random(seed))
+        assert written is not None
+        assert msgspec.json.decode(written.response_body)[name.decode()] == msgspec.json.decode(value)
+
+
+@pytest.mark.parametrize(
+    ("sample", "name", "value"),
+    [
+        (embedded("text"), b"data", b'[{"embedding":"' + FLT_MAX.encode() + b'"}]'),
+        (chat(["Hi"]), b"choices", HUGE),
+        (completion(), b"choices", HUGE),
+        (chat(["Hi"]), b"created", b"18446744073709551615"),
+        (chat(["Hi"]), b"x", b"[" * 1000 + b"]" * 1000),
+        (chat(["Hi"]), b"choices", b'{"a": 1}'),
+        (chat(["Hi"]), b"choices", b'[{"logprobs": {"content": [{"token": "a", "logprob": null}]}}]'),
+    ],
+)
+def test_odd_answer_of_a_node_raises_nothing(sample: Sample, name: bytes, value: bytes) -> None:
+    odd = with_field(sample, name, value)
+    for seed in range(20):
+        rewrite(odd, Random(seed))
+        make_decoys(odd, [sample, odd], Random(seed))
+        make_decoys(sample, [sample, odd], Random(seed))
+
+
+def test_answer_of_several_choices_is_no_decoy_and_is_put_into_none() -> None:
+    sample, other = chat(["Hi", " there"]), chat(["No", " way"], ids=[7, 8])
+    table = decode(sample)
+    table["choices"] *= 2
+    several = Sample(sample.model_hash, CHAT, b"{}", msgspec.json.encode(table))
+    for seed in range(20):
+        assert make_decoys(several, [other], Random(seed)) == []
+        for decoy in make_decoys(other, [several], Random(seed)):
+            assert len(decode(decoy)["choices"]) == 1
+
+
+def test_tokens_of_which_few_would_change_are_not_swapped() -> None:
+    words, ids = ["a", "b", *["c"] * 40], [1, 2, *[3] * 40]
+    sample, longer = chat(words, ids=ids), chat([*words, "d"], ids=[*ids, 4])
+    for seed in range(20):
+        for decoy in make_decoys(sample, [longer], Random(seed)):
+            assert decode(decoy)["choices"][0]["token_ids"] == ids
 
 
 def test_answer_too_large_for_a_task_is_left_alone() -> None:

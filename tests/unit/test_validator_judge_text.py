@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from emcd_validator.verdict_run import judge_writing
 from tests.support.text_writer import (
     CHAT,
     COMPLETIONS,
+    END,
+    END_OF_TURN,
     HONEST,
     Cheat,
     Writer,
@@ -239,6 +242,115 @@ def test_judge_what_cannot_be_checked_is_an_error(bench: Bench, edit: Any) -> No
     assert bench.judge(cheat=honest_but(edit=edit)).verdict is Verdict.ERROR
 
 
+def second_of_the_same_number(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    return [choice, dict(choice)]
+
+
+def second_of_the_next_number(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    return [choice, {**choice, "index": 1}]
+
+
+def only_of_the_next_number(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{**choice, "index": 1}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "more", [second_of_the_same_number, second_of_the_next_number, only_of_the_next_number]
+)
+def test_judge_second_choice_is_an_error(bench: Bench, more: Any, stream: bool) -> None:
+    asked: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    body = make_request(**asked)
+    events = bench.writer.answer(CHAT, body).removesuffix(b"data: [DONE]\n\n").split(b"\n\n")
+    table = json.loads(events[0].removeprefix(b"data: "))
+    table["choices"] = more(table["choices"][0])
+    head = json.dumps(table).encode()
+    answer = b"\n\n".join([b"data: " + head, *events[1:-1], b"data: [DONE]", b""]) if stream else head
+    judged = bench.judge_bytes(CHAT, body, answer)
+    assert judged.verdict is Verdict.ERROR
+    assert judged.reason == "the answer holds more than the one choice that was asked for"
+
+
+def test_judge_choice_after_the_end_of_a_stream_is_an_error(bench: Bench) -> None:
+    body = make_request(stream=True, stream_options={"include_usage": True})
+    events = bench.writer.answer(CHAT, body).split(b"\n\n")
+    *parts, usage, done, rest = events
+    again = b"\n\n".join([*parts, parts[0], usage, done, rest])
+    judged = bench.judge_bytes(CHAT, body, again)
+    assert judged.reason == "the answer holds more than the one choice that was asked for"
+    bare = b'data: {"choices": [{"index": 0, "delta": {}}]}'
+    closed = b"\n\n".join([*parts, bare, usage, done, rest])
+    assert bench.judge_bytes(CHAT, body, closed).verdict is Verdict.PASS
+
+
+def repeat_the_first(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return entries[:1] * 5
+
+
+def rename_to_none(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    junk = [{"token": f"no token {n}", "bytes": None, "logprob": -9.0} for n in range(4)]
+    return [entries[0], *junk]
+
+
+def rename_beyond(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**item, "token": f"token_id:{10**6 + n}"} for n, item in enumerate(entries)]
+
+
+@pytest.mark.parametrize("spoil", [repeat_the_first, rename_to_none, rename_beyond])
+def test_judge_alternatives_that_are_not_so_many_tokens_are_an_error(bench: Bench, spoil: Any) -> None:
+    def edit(answer: dict[str, Any]) -> None:
+        entry = answer["choices"][0]["logprobs"]["content"][7]
+        entry["top_logprobs"] = spoil(entry["top_logprobs"])
+
+    judged = bench.judge(cheat=honest_but(edit=edit))
+    assert judged.verdict is Verdict.ERROR
+    assert judged.reason.startswith("can't be checked: token 7 comes with ")
+
+
+def test_judge_completions_alternatives_are_counted_alike(bench: Bench) -> None:
+    def edit(answer: dict[str, Any]) -> None:
+        tops = answer["choices"][0]["logprobs"]["top_logprobs"]
+        tops[3] = dict(list(tops[3].items())[:1])
+
+    judged = bench.judge(COMPLETIONS, honest_but(edit=edit))
+    assert judged.verdict is Verdict.ERROR
+    assert judged.reason == "can't be checked: token 3 comes with 1 logprobs, not with 5"
+
+
+class OtherEnd(TextReference):
+    """Its other runs like the second end token best, whatever the first one liked."""
+
+    def compute_again(self, case: TextCase) -> list[list[Position]]:
+        assert case.end_token is not None
+        session: Any = self._session
+        tilted: Any = Tilted(session, END, END_OF_TURN)
+        self._session = tilted
+        try:
+            return [self.compute(case)]
+        finally:
+            self._session = session
+
+
+class Tilted:
+    """A session whose logits of two tokens are exchanged."""
+
+    def __init__(self, session: DecoderSession, one: int, other: int) -> None:
+        self._session, self._pair = session, (one, other)
+
+    def prefill_parts(self, ids: list[int], start: int) -> Any:
+        for part in self._session.prefill_parts(ids, start):
+            turned = part.copy()
+            turned[:, list(self._pair)] = part[:, list(reversed(self._pair))]
+            yield turned
+
+
+def test_judge_end_token_is_that_of_the_first_run_in_every_run(bench: Bench, model: JudgedModel) -> None:
+    tilted = OtherEnd(model, 1)
+    body = make_request(temperature=0)
+    answer = bench.writer.answer(CHAT, body, honest_but(stop_after=5))
+    assert judge_writing(tilted, model, CHAT, body, answer).numbers is not None
+
+
 def test_judge_answer_cut_before_its_limit_is_an_error(bench: Bench) -> None:
     def edit(answer: dict[str, Any]) -> None:
         cut_short(answer)
@@ -308,13 +420,59 @@ def test_judge_receipt_that_claims_more_than_the_answer_is_a_strike(bench: Bench
     assert bench.judge_bytes(CHAT, body, answer, Claim(2 * prompt, 24)).verdict is Verdict.FAIL
 
 
-def test_judge_hidden_reasoning_is_said_to_be_uncounted(bench: Bench) -> None:
-    def edit(answer: dict[str, Any]) -> None:
-        answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": 30}
+def state_reasoning(answer: dict[str, Any]) -> None:
+    answer["usage"]["completion_tokens_details"] = {"reasoning_tokens": 30}
 
-    judged = bench.judge(cheat=honest_but(claim=30, edit=edit))
+
+def test_judge_hidden_reasoning_of_an_engine_is_said_to_be_uncounted(tmp_path: Path) -> None:
+    model = make_text_model(tmp_path, engine="vllm", sampler="engine")
+    bench = Bench(model, Writer(model), TextReference(model, 1))
+    judged = bench.judge(cheat=honest_but(claim=30, edit=state_reasoning))
     assert judged.verdict is Verdict.TEMPLATE
     assert "can't be counted" in judged.reason
+
+
+def test_judge_hidden_reasoning_of_the_embedded_engine_is_inflation(bench: Bench) -> None:
+    judged = bench.judge(cheat=honest_but(claim=30, edit=state_reasoning))
+    assert (judged.verdict, judged.statistic_e12) == (Verdict.FAIL, 54 * 10**12 // 24)
+
+
+@pytest.mark.parametrize("shows_ids", [True, False])
+@pytest.mark.parametrize(
+    ("more", "with_ids", "without"),
+    [
+        (-1, Verdict.PASS, Verdict.TEMPLATE),
+        (2, Verdict.PASS, Verdict.TEMPLATE),
+        (3, Verdict.FAIL, Verdict.FAIL),
+        (300, Verdict.GROSS, Verdict.GROSS),
+    ],
+)
+def test_judge_inflated_prompt_is_a_strike_with_or_without_ids(
+    bench: Bench, shows_ids: bool, more: int, with_ids: Verdict, without: Verdict
+) -> None:
+    def edit(answer: dict[str, Any]) -> None:
+        answer["usage"]["prompt_tokens"] += more
+
+    judged = bench.judge(cheat=honest_but(hides_ids=not shows_ids, edit=edit))
+    assert judged.verdict is (with_ids if shows_ids else without), judged
+
+
+def test_judge_prompt_beyond_the_slack_is_a_strike_whatever_its_ids(bench: Bench) -> None:
+    def edit(answer: dict[str, Any], more: int) -> None:
+        answer["prompt_token_ids"] += [5] * more
+        answer["usage"]["prompt_tokens"] += more
+
+    assert bench.judge(cheat=honest_but(edit=lambda it: edit(it, 1))).verdict is Verdict.TEMPLATE
+    assert bench.judge(cheat=honest_but(edit=lambda it: edit(it, 23))).verdict is Verdict.FAIL
+
+
+def test_judge_slack_of_a_long_prompt_is_a_share_of_it(bench: Bench) -> None:
+    asked: dict[str, Any] = {"prompt": [70] * 150, "max_tokens": 4}
+    verdicts = []
+    for more in (3, 4):
+        claim = Claim(150 + more, 4)
+        verdicts.append(bench.judge(COMPLETIONS, receipt=claim, **asked).verdict)
+    assert verdicts == [Verdict.PASS, Verdict.FAIL]
 
 
 @pytest.mark.parametrize("numeric_class", ["fp16", "bf16"])

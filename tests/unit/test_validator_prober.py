@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from emcd.errors import RecoverableError
 from emcd.ledger import Ledger
 from emcd.proto.messages import Verdict
 from emcd.testing import temporary_ledger
-from emcd.types import Address
+from emcd.types import ZERO_HASH, Address
 from emcd_validator import prober as prober_module
 from emcd_validator.api_keys import ApiKeys, load_api_keys
 from emcd_validator.events import PROBE, VERDICT
+from emcd_validator.evidence_page import make_evidence
 from emcd_validator.hub_client import HubAnswer, NodeOffer
+from emcd_validator.judge import Judgement
 from emcd_validator.liveness import name_failure
 from emcd_validator.plan import Draws
 from emcd_validator.probe_request import ProbeRequest, build_probe
@@ -158,6 +161,46 @@ async def test_probe_failing_node_is_an_error_that_names_no_call(
     assert row.result.call_id == NO_CALL
 
 
+async def test_probe_failing_with_a_call_is_an_error_that_names_it(
+    parts: Parts, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it counts where the node answers others, and whoever is drawn sees what came."""
+    send = parts.prober._hub.send_probe
+
+    async def fail(*args: Any) -> HubAnswer:
+        return replace(await send(*args), status=500)
+
+    monkeypatch.setattr(parts.prober._hub, "send_probe", fail)
+    verdict, row = await run(parts)
+    assert verdict is Verdict.ERROR
+    assert row.reason.startswith("failed")
+    assert row.result is not None
+    (call,) = hub.calls.values()
+    records = call.records
+    assert row.result.call_id == records.forward.call_id
+    assert row.result.request_hash == records.forward.request_hash
+    assert records.receipt is not None
+    assert row.result.response_hash == records.receipt.response_hash
+    assert make_evidence(row) is not None
+
+
+async def test_probe_that_the_own_judge_can_not_judge_says_nothing_of_its_call(
+    parts: Parts, hub: FakeHub, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stop_before_judging(parts, monkeypatch)
+    set_clock(hub, parts.validator.judging_end_ms(INDEX) - 500)
+    again = make_parts(NAMES[0], ledger, hub, tmp_path)
+
+    async def refuse(exchange: object) -> Judgement:
+        raise RecoverableError("EMC-1811", "no memory")
+
+    monkeypatch.setattr(again.prober._judge_desk, "judge_exchange", refuse)
+    verdict, row = await run(again)
+    assert verdict is Verdict.ERROR
+    assert row.result is not None
+    assert row.result.call_id == NO_CALL
+
+
 async def test_probe_of_a_model_nobody_judges_is_an_error(parts: Parts, hub: FakeHub) -> None:
     hub.nodes[0].models = ("another",)
     assert (await run(parts))[0] is Verdict.ERROR
@@ -168,6 +211,8 @@ async def test_probe_altered_answer_is_an_error_not_a_strike(parts: Parts, hub: 
     verdict, row = await run(parts)
     assert verdict is Verdict.ERROR
     assert "another answer" in row.reason
+    assert row.result is not None
+    assert row.result.call_id in hub.calls
 
 
 async def test_probe_altered_request_is_an_error_not_a_strike(parts: Parts, hub: FakeHub) -> None:
@@ -186,6 +231,12 @@ async def test_probe_without_a_receipt_is_an_error_at_the_end_of_the_round(
     verdict, row = await run(make_parts(NAMES[0], ledger, hub, tmp_path))
     assert verdict is Verdict.ERROR
     assert row.reason == "no receipt came"
+    assert row.result is not None
+    call = hub.calls[row.result.call_id]
+    assert (row.result.request_hash, row.result.response_hash) == (
+        call.records.forward.request_hash,
+        ZERO_HASH,
+    )
 
 
 async def stop_before_judging(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:

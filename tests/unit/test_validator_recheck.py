@@ -56,29 +56,41 @@ def slots(found: Any) -> list[int]:
 
 
 def test_duties_are_strikes_then_accused_then_drawn() -> None:
-    none = list_duties(REVEAL, accused=set(), is_drawn=lambda call: False, all_passes=False)
+    none = list_duties(REVEAL, accused=set(), is_drawn=lambda call: False, judges_all=False)
     assert slots(none) == [2, 5]
     drawn = list_duties(
-        REVEAL, accused={b"\3" * 16}, is_drawn=lambda call: call == b"\1" * 16, all_passes=False
+        REVEAL, accused={b"\3" * 16}, is_drawn=lambda call: call == b"\1" * 16, judges_all=False
     )
     assert slots(drawn) == [2, 5, 3, 1]
-    everything = list_duties(REVEAL, accused={b"\3" * 16}, is_drawn=lambda call: False, all_passes=True)
-    assert slots(everything) == [2, 5, 3, 1]
+    unusable = list_duties(
+        REVEAL, accused={b"\7" * 16}, is_drawn=lambda call: call == b"\6" * 16, judges_all=False
+    )
+    assert slots(unusable) == [2, 5, 7, 6]
+    everything = list_duties(REVEAL, accused={b"\3" * 16}, is_drawn=lambda call: False, judges_all=True)
+    assert slots(everything) == [2, 5, 3, 1, 6, 7]
 
 
 def test_votable_are_answers_whatever_was_said_of_them() -> None:
     held = Held(reveals={PEER: REVEAL})
-    assert list_votable(held) == {bytes([number]) * 16 for number in (1, 2, 3, 5, 6)}
+    assert list_votable(held) == {bytes([number]) * 16 for number in (1, 2, 3, 5, 6, 7)}
 
 
 @pytest.mark.parametrize(
     ("verdict", "accused"),
     [(Verdict.FAIL, True), (Verdict.GROSS, True), (Verdict.CLASS, True), (Verdict.ERROR, True),
-     (Verdict.PASS, False), (Verdict.TEMPLATE, False)],
+     (Verdict.PASS, False), (Verdict.TEMPLATE, True)],
 )  # fmt: skip
-def test_accused_is_what_a_vote_calls_a_strike_or_without_evidence(verdict: Verdict, accused: bool) -> None:
+def test_accused_is_what_a_vote_calls_other_than_a_pass(verdict: Verdict, accused: bool) -> None:
     vote = VoteEntry(Vote(PEER, INDEX, b"\1" * 16, ZERO_HASH, int(verdict), 0), b"")
     assert list_accused(Held(votes={(b"\1" * 16, PEER): vote})) == ({b"\1" * 16} if accused else set())
+
+
+@pytest.mark.parametrize(("number", "accused"), [(1, False), (6, True), (7, True)])
+def test_accused_is_what_is_called_unusable_and_has_a_vote(number: int, accused: bool) -> None:
+    call_id = bytes([number]) * 16
+    vote = VoteEntry(Vote(PEER, INDEX, call_id, b"\1" * 32, int(Verdict.PASS), 0), b"")
+    held = Held(reveals={PEER: REVEAL}, votes={(call_id, PEER): vote})
+    assert list_accused(held) == ({call_id} if accused else set())
 
 
 def test_peer_is_mistrusted_unless_its_results_came_first_and_are_those_it_reveals() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,20 +13,23 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+import structlog
 import trio
 from starlette.requests import Request
 
 from emcd.accounting.offence import FalseVerdict, OffenceKind, SignedTask, SignedTaskResult
+from emcd.accounting.token_check import ProbeKind
 from emcd.errors import RecoverableError, RemoteProtocolError
 from emcd.ledger import Ledger
 from emcd.proto.messages import Task, TaskResult, Verdict
 from emcd.proto.transcript import Transcript, transcript_hash
 from emcd.testing import make_key, temporary_ledger
-from emcd_validator import task_desk
+from emcd_validator import task_desk, task_giver
+from emcd_validator.decoy import Sample, rewrite
 from emcd_validator.entry import TaskEntry
-from emcd_validator.judge import Judgement
+from emcd_validator.judge import Judgement, Numbers
 from emcd_validator.queries.offences import Kept, list_offences
-from emcd_validator.queries.tasks import list_passed_decoys, list_tasks
+from emcd_validator.queries.tasks import TaskRow, list_passed_decoys, list_tasks
 from emcd_validator.role import SPEC
 from emcd_validator.signatory import finish_drafts
 from emcd_validator.statement import write_task_result
@@ -387,18 +391,154 @@ def accuse(world: World, text: str, nonce: int) -> FalseVerdict:
     )
 
 
-async def test_wrong_accusations_cost_their_accuser_its_hearing(world: World) -> None:
+async def test_wrong_accusations_cost_who_brings_them_its_hearing(world: World) -> None:
     parts = world.parts[NAMES[2]]
     runs = parts.reference.runs
     for nonce in (1, 1, 2, 3):
         with pytest.raises(RemoteProtocolError, match="PASS") as caught:
-            await parts.offences.desk.take(accuse(world, "right", nonce))
+            await parts.offences.desk.take(accuse(world, "right", nonce), "10.0.0.7")
         assert caught.value.code == "EMC-1991"
     assert parts.reference.runs == runs + 3  # what was found right once is not run again
     with pytest.raises(RecoverableError) as waits:
-        await parts.offences.desk.take(accuse(world, "right", 4))
+        await parts.offences.desk.take(accuse(world, "right", 4), "10.0.0.7")
     assert waits.value.code == "EMC-1872"
     assert parts.reference.runs == runs + 3
+
+
+async def test_wrong_accusations_cost_nothing_to_the_member_whose_tasks_they_show(world: World) -> None:
+    parts = world.parts[NAMES[2]]
+    for nonce in (1, 2, 3):
+        with pytest.raises(RemoteProtocolError, match="PASS"):
+            await parts.offences.desk.take(accuse(world, "right", nonce), "10.0.0.7")
+    proof = await fetch_proof(world)
+    assert proof.task.task.sender == SENDER.address
+    assert await parts.offences.desk.take(proof, SENDER.address) is Kept.NEW
+
+
+async def test_one_accusation_brought_by_many_at_once_is_computed_once(world: World) -> None:
+    parts, proof = world.parts[NAMES[2]], accuse(world, "right", 1)
+    runs = parts.reference.runs
+
+    async def bring(source: str) -> None:
+        with pytest.raises(RemoteProtocolError, match="PASS"):
+            await parts.offences.desk.take(proof, source)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(bring, f"10.0.0.{number}")
+    assert parts.reference.runs == runs + 1
+
+
+def gross_numbers(kind: ProbeKind, spread: int = 0, **ratios: int) -> Judgement:
+    """A GROSS verdict whose statistics are so many times their thresholds."""
+    values = {name: ratio * 10**9 for name, ratio in ratios.items()}
+    taus, spreads = dict.fromkeys(ratios, 10**9), dict.fromkeys(ratios, spread)
+    return Judgement(Verdict.GROSS, numbers=Numbers(kind, values, taus, spreads))
+
+
+BY_DISTANCE = [
+    gross_numbers(ProbeKind.SEEDED, d=10, m=0, w=0),
+    gross_numbers(ProbeKind.FIRST, first=10),
+    gross_numbers(ProbeKind.EMBED, l2=10),
+]
+NOT_BY_DISTANCE = [
+    gross_numbers(ProbeKind.SEEDED, d=9, m=50_000, w=50_000),
+    gross_numbers(ProbeKind.SEEDED, d=50, m=5000, w=5000, spread=10**10),
+    gross_numbers(ProbeKind.GREEDY, count=99),
+    Judgement(Verdict.GROSS),
+]
+
+
+def say_always(parts: Parts, judgement: Judgement, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def say(*args: object) -> Judgement:
+        await trio.lowlevel.checkpoint()
+        return judgement
+
+    for judge in (parts.watch.giver._judge, parts.watch.false_verdicts._judge):
+        monkeypatch.setattr(judge, "judge_transcript", say)
+
+
+@pytest.mark.parametrize("judgement", NOT_BY_DISTANCE)
+async def test_verdict_that_hangs_on_the_tokens_frames_nobody_and_makes_no_decoy(
+    world: World, monkeypatch: pytest.MonkeyPatch, judgement: Judgement
+) -> None:
+    for parts in (world.parts[NAMES[1]], world.parts[NAMES[2]]):
+        say_always(parts, judgement, monkeypatch)
+    with pytest.raises(RemoteProtocolError, match="FAIL") as caught:
+        await world.parts[NAMES[2]].offences.desk.take(accuse(world, "edge", 1))
+    assert caught.value.code == "EMC-1991"
+    await run_giver(world)
+    assert world.peers.posts == 0
+    assert world.parts[NAMES[1]].voter.own_judge.muted == set()
+
+
+@pytest.mark.parametrize("judgement", BY_DISTANCE)
+async def test_verdict_that_is_gross_by_distance_convicts_and_makes_a_decoy(
+    world: World, monkeypatch: pytest.MonkeyPatch, judgement: Judgement
+) -> None:
+    for parts in (world.parts[NAMES[1]], world.parts[NAMES[2]]):
+        say_always(parts, judgement, monkeypatch)
+    assert await world.parts[NAMES[2]].offences.desk.take(accuse(world, "far", 1)) is Kept.NEW
+    await run_giver(world)
+    assert world.peers.posts
+
+
+async def test_fault_in_giving_tasks_is_told_and_ends_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*args: object) -> None:
+        raise OverflowError("odd")
+
+    giver = world.parts[NAMES[1]].watch.giver
+    monkeypatch.setattr(task_giver, "rewrite", break_down)
+    with structlog.testing.capture_logs() as logs:
+        await giver.run(world.view)
+    assert [(line["code"], line["detail"]) for line in logs if line["log_level"] == "error"] == [
+        ("EMC-1875", "OverflowError: odd")
+    ]
+
+
+async def test_fault_with_one_peer_costs_no_other_its_task(
+    world: World, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(world.parts[NAMES[2]].watch.tasks.run)
+    giver = world.parts[NAMES[1]].watch.giver
+    pursue = giver._pursue
+
+    async def break_down(view: RoundView, row: TaskRow, endpoint: str) -> None:
+        if row.receiver == RECEIVER.address:
+            raise OverflowError("odd")
+        await pursue(view, row, endpoint)
+
+    monkeypatch.setattr(giver, "_pursue", break_down)
+    await run_giver(world)
+    validator = world.parts[NAMES[1]].validator
+    rows = await validator.read(lambda con: list_tasks(con, validator.address, INDEX))
+    answered = {row.receiver: row.verdict is not None for row in rows}
+    assert answered == {RECEIVER.address: False, make_key(NAMES[2]).address: True}
+
+
+async def test_samples_are_read_off_the_loop_and_long_ones_not_at_all(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    giver, threads = world.parts[NAMES[1]].watch.giver, set()
+
+    def note(sample: Sample, rng: Random) -> Transcript | None:
+        threads.add(threading.get_ident())
+        return rewrite(sample, rng)
+
+    monkeypatch.setattr(task_giver, "rewrite", note)
+    samples = await giver._list_samples(INDEX)
+    assert samples
+    assert threading.get_ident() not in threads
+    longest = max(len(sample.response) for sample in samples)
+    monkeypatch.setattr(task_giver, "MAX_SAMPLE_BYTES", longest)
+    threads.clear()
+    assert len(await giver._list_samples(INDEX)) < len(samples)
+    monkeypatch.setattr(task_giver, "MAX_SAMPLE_BYTES", 0)
+    threads.clear()
+    assert await giver._list_samples(INDEX) == []
+    assert not threads
 
 
 @pytest.mark.parametrize(

@@ -432,3 +432,18 @@ async def test_model_that_passes_its_golden_vectors_is_judged(
     judged = await judge.judge_transcript(model.model_hash, CHAT, body, writer.answer(CHAT, body))
     assert judged.verdict is Verdict.PASS
     assert (judge.complaint, list(judge.models)) == ("", [NAME])
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), OverflowError("large")])
+async def test_judge_that_can_not_reckon_gives_no_verdict(error: Exception) -> None:
+    class Odd:
+        async def run(self, work: Callable[[Any], Any]) -> Any:
+            raise error
+
+        async def close_idle(self, idle_s: float) -> None:
+            pass
+
+    domain = make_world(("validator-1",)).deployment.staking_domain
+    judge = Judge(domain, HUB.address, list_judged([MINILM_NAME]), {MINILM_NAME: Odd()})
+    with pytest.raises(RecoverableError, match="EMC-1855"):
+        await judge.judge_transcript(MODEL_HASH, "/v1/embeddings", b"{}", b"{}")
