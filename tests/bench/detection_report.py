@@ -58,7 +58,7 @@ def _honest(row: dict[str, Any]) -> list[str]:
 def _cheats(rows: dict[str, Any], *, is_text: bool) -> tuple[list[str], list[list[str]]]:
     head = ["what the node does", "caught", "95 % bounds", "of 4 answers one", "n", "verdicts"]
     if is_text:
-        head[3:3] = ["of those that differ", "one token"]
+        head[3:3] = ["where tokens differ", "one token"]
     table = []
     for name, row in rows.items():
         caught = row["caught"]

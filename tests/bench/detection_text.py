@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from emcd.inference.model_folder import ModelFolder, hash_files, load_model_fold
 from emcd.inference.training.corpus import read_corpus
 from emcd.inference.training.recipe import TINY_SHAPE
 from emcd.inference.training.tiny import ensure_tiny
+from emcd.proto.messages import Verdict
+from emcd_validator.judge import Judgement
+from emcd_validator.judge_answer import read_text_answer
 from tests.bench.detection_tally import Tally
 from tests.support.cheap_graphs import TextGraphs
 from tests.support.cheating_node import (
     COMPLETIONS,
-    HONEST,
     RELAY,
     SPARING,
     TEXT_CHEATS,
@@ -38,6 +40,8 @@ from tests.support.small_writer import ensure_small
 
 Say = Callable[[str], None]
 HONEST_TOKENS = 32
+_COST_CHARS = 130
+"""Of a prompt: some 48 tokens, as in VERIFICATION 3."""
 MEDIUM = DecoderShape(layers=8, hidden=512, heads=8, kv_heads=8, ffn=1408, vocab=2048, context=512)
 """26 million random weights: what judging costs does not depend on what they say."""
 
@@ -110,11 +114,19 @@ class TextBench:
     def _draw(self, draw: random.Random, count: int, tokens: int) -> Iterator[Call]:
         return draw_calls(draw, count, model=self.folder.manifest.name, texts=self.texts, max_tokens=tokens)
 
+    def _tokens(self, call: Call, answer: bytes) -> tuple[int, ...]:
+        """The ids of an answer's tokens; the last digits of its log-probabilities differ by themselves."""
+        is_stream = b'"stream":true' in call.body
+        read = read_text_answer(answer, is_stream=is_stream, most_tokens=TINY_SHAPE.context)
+        assert not isinstance(read, Judgement), read
+        return read.token_ids or ()
+
     def _judge_row(self, node: CheatingNode, cheat: TextCheat, calls: Sequence[Call]) -> Tally:
         calls = [call._replace(looks_like_probe=number % 2 == 0) for number, call in enumerate(calls)]
         tally = Tally()
         for call, answer, honest in zip(calls, node.answer(calls, cheat), node.answer(calls), strict=True):
-            tally.add(self.judge.judge(call, answer), changed=answer != honest)
+            changed = self._tokens(call, answer) != self._tokens(call, honest)
+            tally.add(self.judge.judge(call, answer), changed=changed)
         return tally
 
 
@@ -138,31 +150,23 @@ def _make_medium(tiny: ModelFolder, models_dir: Path) -> ModelFolder:
 
 def _cost(folder: ModelFolder, judge: TextJudge, texts: Sequence[str], calls: int = 12) -> dict[str, float]:
     node = CheatingNode(folder, lambda _: folder.file(GRAPH_FILE), together=1)
-    endless = CheatingNode(
-        replace(folder, manifest=_without_end(folder)), lambda _: folder.file(GRAPH_FILE), together=1
+    drawn = (
+        make_call(text[:_COST_CHARS], seed=number, path=COMPLETIONS, model=folder.manifest.name)
+        for number, text in enumerate(texts)
     )
-    asked = [
-        make_call(texts[number][:200], seed=number, path=COMPLETIONS, model=folder.manifest.name)
-        for number in range(calls)
-    ]
-    node.answer(asked[:1], HONEST)
+    asked = list(
+        islice((call for call in drawn if b'"finish_reason":"length"' in node.answer([call])[0]), calls)
+    )
     began = time.process_time()
-    answers = endless.answer(asked)
+    answers = node.answer(asked)
     written = time.process_time() - began
     judge.judge(asked[0], answers[0])
     began = time.process_time()
-    for call, answer in zip(asked, answers, strict=True):
-        judge.judge(call, answer)
+    found = [judge.judge(call, answer) for call, answer in zip(asked, answers, strict=True)]
     judged = time.process_time() - began
+    assert all(judgement.verdict is Verdict.PASS for judgement in found)
     return {
         "write_ms": round(1000 * written / calls, 2),
         "judge_ms": round(1000 * judged / calls, 2),
         "share": round(judged / written, 4),
     }
-
-
-def _without_end(folder: ModelFolder) -> TextManifest:
-    import msgspec
-
-    assert isinstance(folder.manifest, TextManifest)
-    return msgspec.structs.replace(folder.manifest, stop_tokens=())

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -30,6 +31,7 @@ from emcd.accounting.payout import EXTRACTION_ORDER, ExtractionState
 from emcd.chain import Call, Chain, ChainConfig
 from emcd.chain.sender import send_call
 from emcd.cli.main import main
+from emcd.inference.training.recipe import TINY_NAME
 from emcd.keys import generate_key, load_keystore, write_keystore
 from emcd.money import WEI_PER_TOKEN
 from emcd.proto.network import decode_deployment
@@ -175,7 +177,7 @@ def test_openai_client_embeds_in_both_encodings_the_same(person: Person) -> None
 
 def test_openai_client_lists_the_model_and_raises_its_own_errors(person: Person) -> None:
     with person.client() as client:
-        assert [model.id for model in client.models.list()] == [MODEL]
+        assert [model.id for model in client.models.list()] == [MODEL, TINY_NAME]
         with pytest.raises(openai.NotFoundError) as missing:
             client.embeddings.create(model="gpt-9", input="x")
         with pytest.raises(openai.BadRequestError):
@@ -746,7 +748,7 @@ def test_why_unpaid_of_the_cheat_names_verdict_and_number(person: Person, closed
     assert first.code == second_round.code == 1
     step, evidence = list(steps_of(first).items())[-1]
     assert step in ("settled", "metered")
-    assert "GROSS by 0x" in evidence
+    assert re.search(r"GROSS \(statistic [0-9.e-]+\) by 0x", evidence)
     assert "statistic " in evidence
     assert "call_" in evidence
     assert second_round.out.splitlines()[-1].startswith("  NO  staked     suspended until round ")

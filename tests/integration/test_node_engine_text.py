@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from emcd.accounting.event_stream import PassingStream, StreamMeter
 from emcd.accounting.usage import Usage
@@ -19,6 +22,7 @@ from emcd.inference.model_folder import hash_files, write_model_folder
 from emcd.inference.text_tokenizer import TextTokenizer
 from emcd.proto.openai_shape import JSON, Endpoint
 from emcd_node.config import ModelConfig
+from emcd_node.engine_answer import EvidenceForm
 from emcd_node.engine_model import EVENT_STREAM, EngineModel
 from emcd_node.model_choice import make_model
 from emcd_node.served_model import CallRequest, Refused
@@ -146,6 +150,49 @@ async def test_whole_answer_of_the_promised_engine_is_brought_into_form(
         assert sent.items() >= {"logprobs": 5, "top_k": 0, "min_p": 0, "repeat_penalty": 1}.items()
         assert "return_token_ids" not in sent
         assert model.describe() == "m: llama.cpp b6500-8ff2060"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answer_about_several_prompts_names_none_for_all(models_dir: Path, stream: bool) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+    choices = [{"index": n, "text": "a", "prompt_token_ids": list(range(n + 1))} for n in range(2)]
+    whole = [answer(200, json.dumps({"choices": choices, "usage": usage}).encode())]
+    events = sse(*({"choices": [choice]} for choice in choices), {"choices": [], "usage": usage})
+    scripted = {"/version": [answer(200, b'{"version":"0.10.2"}')], PATH: events if stream else whole}
+    async with scripted_engine(scripted) as engine:
+        model = await open_model(engine, models_dir, "on-vllm")
+        reply = Kept()
+        asked = ask(prompt=["a", "b c"], stream=stream, **EVIDENCE)
+        assert await model.answer(asked, reply) == Usage(3, 2)
+        events = [piece.removeprefix(b"data: ") for piece in b"".join(reply.pieces).split(b"\n\n")]
+        parts = [json.loads(event) for event in events if event.startswith(b"{")]
+        assert [choice for part in parts for choice in part["choices"]] == choices
+        assert not any("prompt_token_ids" in part for part in parts)
+
+
+async def test_long_prompts_of_an_engine_keep_no_short_one_waiting(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, make_prompt = threading.Event(), EvidenceForm.make_prompt
+
+    def hold(self: EvidenceForm, endpoint: Endpoint, body: bytes) -> list[int] | None:
+        assert len(body) < 1000 or gate.wait(10)
+        return make_prompt(self, endpoint, body)
+
+    monkeypatch.setattr(EvidenceForm, "make_prompt", hold)
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+    body = json.dumps({"choices": [{"text": "a"}], "usage": usage}).encode()
+    known = {"/props": [answer(200, json.dumps(LLAMA).encode())]}
+    async with scripted_engine({**known, PATH: [answer(200, body)] * 4}) as engine:
+        model = await open_model(engine, models_dir, "on-llama")
+        async with trio.open_nursery() as callers:
+            for _ in range(3):
+                callers.start_soon(model.answer, ask(prompt="x " * 50_000), Kept())
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(5):
+                assert await model.answer(ask(), Kept()) == Usage(3, 1)
+            assert model._reading.long.borrowed_tokens == 1
+            gate.set()
 
 
 async def test_stream_of_the_promised_engine_is_brought_into_form(
