@@ -95,7 +95,8 @@ async def test_large_answer_is_judged_in_a_thread(
         threads.append(threading.current_thread())
         return judge_answer(*args)
 
-    monkeypatch.setattr("emcd_hub.calls.whole_call.judge_answer", judging)
+    for module in ("whole_call", "answer"):  # small ones, and those that are judged aside
+        monkeypatch.setattr(f"emcd_hub.calls.{module}.judge_answer", judging)
     body = msgspec.json.encode({**msgspec.json.decode(embedding_body()), "pad": "x" * size})
     async with running_world(tmp_path) as world:
         await world.add_node(StubNode(node_key(0), answer=answer_with(200, body, (5, 0))))
@@ -115,7 +116,8 @@ async def test_large_answer_that_is_judged_wrong_is_the_nodes_fault(
     def judging(*args: Any) -> Any:
         raise NodeFault("receipt", "it lies")
 
-    monkeypatch.setattr("emcd_hub.calls.whole_call.judge_answer", judging)
+    for module in ("whole_call", "answer"):  # small ones, and those that are judged aside
+        monkeypatch.setattr(f"emcd_hub.calls.{module}.judge_answer", judging)
     async with running_world(tmp_path, max_attempts=1) as world:
         await world.add_node(StubNode(node_key(0), answer=answer_with(200, bytes(2 << 20), (5, 0))))
         answer = await post(world)
